@@ -10,6 +10,7 @@ same list). Set MAX_JOBS to bound the compiler processes; the default is one per
 import os
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -62,6 +63,8 @@ except ImportError as error:
     extension = Extension("pyconv._C", sources("core", "ops"))
 else:
     os.environ.setdefault("MAX_JOBS", str(available_cores()))
+    # ninja from PyPI lies beside the interpreter, also when its environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     command = BuildExtension
     extension = CppExtension(
         "pyconv._C",

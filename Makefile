@@ -1,0 +1,129 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything they install goes into .venv, from the
+# known-good set in constraints.txt; .ci/require-system names what only the system can provide.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH_INDEX ?=
+PIP_EXTRA   ?=
+PYTEST_ARGS ?=
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BIN       := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+CPP_FILES  = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:
+	@sed -nE 's/^## (.*)/\1/p' $(MAKEFILE_LIST)
+
+## make demo       trains LeNet-5 on the embedded Fashion-MNIST, on pyconv and on torch, and prints both side by side
+.PHONY: demo
+demo: build
+	$(BIN)/python -m pyconv demo
+
+## make test       everything: lint, C++ tests (release, ASan+UBSan, TSan), the ABI audit, the Python tests
+.PHONY: test
+test: build lint ctest sanitize audit
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+## make env        .venv with torch and the tools (PYTHON=python3.12; TORCH_INDEX=<index of torch wheels>; PIP_EXTRA=<pip options>)
+.PHONY: env
+env: $(INSTALLED)
+$(INSTALLED): constraints.txt
+	@sh .ci/require-system "$(PYTHON)"
+	@echo "installing torch and the tools of constraints.txt into $(VENV); this may take some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(PIP_EXTRA) -c constraints.txt torch
+	@$(BIN)/python -m pip install -q $(PIP_EXTRA) -r constraints.txt
+	@touch $@
+
+## make build      pyconv/_C, in place; only what changed is compiled
+.PHONY: build
+build: env
+	@$(BIN)/python setup.py -q build_ext --inplace 2>&1 | sed -uE 's/^(\[[0-9]+\/[0-9]+\]) .* -c (.*\/)?(csrc\/[^ ]+) -o .*/\1 \3/'
+
+## make lint       ruff, mypy, clang-format
+.PHONY: lint
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+## make format     rewrites Python and C++ files to the common style
+.PHONY: format
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+# $(call ctest,folder under build/,options of CMake,command before ctest)
+define ctest
+@$(BIN)/cmake --log-level=WARNING -S . -B build/$(1) -G Ninja $(2) >/dev/null
+@$(BIN)/cmake --build build/$(1)
+$(3) $(BIN)/ctest --test-dir build/$(1) --no-tests=error --output-on-failure
+endef
+
+## make ctest      the C++ tests of the kernels, once per instruction set
+.PHONY: ctest
+ctest: env
+	$(call ctest,release)
+
+# TSan of gcc before 14 fails on kernels with much address randomisation.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+## make sanitize   the same under AddressSanitizer with UBSan, and under ThreadSanitizer
+.PHONY: sanitize
+sanitize: env
+	$(call ctest,asan,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DPYCONV_SANITIZE=address;undefined")
+	$(call ctest,tsan,-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPYCONV_SANITIZE=thread,$(NO_ASLR))
+
+AARCH64 := -DPYCONV_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+           -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+
+## make cross      the C++ tests on an x86-64 of 2008 and on aarch64, emulated, where those tools are installed
+.PHONY: cross
+cross: env
+ifneq ($(shell command -v qemu-x86_64),)
+	$(call ctest,nehalem,-DPYCONV_STATIC=ON "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-x86_64;-cpu;Nehalem")
+else
+	@echo "skipped: x86-64 without AVX (needs qemu-x86_64, Debian package qemu-user)"
+endif
+ifneq ($(shell command -v aarch64-linux-gnu-g++),)
+ifneq ($(shell command -v qemu-aarch64),)
+	$(call ctest,aarch64,$(AARCH64) -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64)
+else
+	@$(BIN)/cmake --log-level=WARNING -S . -B build/aarch64 -G Ninja $(AARCH64) >/dev/null
+	@$(BIN)/cmake --build build/aarch64
+	@echo "aarch64 compiles; its tests were skipped (they need qemu-aarch64, Debian package qemu-user)"
+endif
+else
+	@echo "skipped: aarch64 (needs aarch64-linux-gnu-g++, Debian package g++-aarch64-linux-gnu)"
+endif
+
+## make audit      pyconv/_C uses torch's stable ABI only
+.PHONY: audit
+audit: build
+	@if [ -x $(BIN)/torch-abi-audit ]; then $(BIN)/torch-abi-audit --check torch pyconv/_C*.so; \
+	else echo "skipped: the ABI audit (torch-abi-audit needs Python 3.11)"; fi
+
+## make package    sdist, wheel from the sdist, and the wheel imported away from this folder
+.PHONY: package
+package: env
+	rm -rf dist build/installed
+	$(BIN)/python -m build --sdist --outdir dist >/dev/null
+	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir dist dist/pyconv-*.tar.gz
+	$(BIN)/python -m pip install -q --no-deps --target build/installed dist/pyconv-*.whl
+	cd build && PYTHONPATH=installed $(BIN)/python -m pyconv info
+
+## make clean      removes what was built; .venv stays
+.PHONY: clean
+clean:
+	rm -rf build dist *.egg-info pyconv/_C*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
