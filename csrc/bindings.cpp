@@ -1,0 +1,51 @@
+// The index of the project: every op's schema, the CPU table, and the host services Python asks for.
+//
+// Each op has two names for one function. pyconv::conv2d carries the autograd formula, the autocast rule and what
+// torch.compile needs, all registered in pyconv/_register; pyconv::_conv2d carries none and is what the eager
+// autograd.Function calls, because passing through a registered formula costs 4 us a call even when no gradient is
+// wanted (measured on torch 2.13).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "ops/ops.h"
+
+#define KERNEL "int kh, int kw, "
+#define STRIDE_PADDING "int sh, int sw, int ph, int pw, "
+#define CONV STRIDE_PADDING "int dh, int dw, int groups, "
+#define MAX_POOL KERNEL STRIDE_PADDING "int dh, int dw, "
+#define AVG_POOL KERNEL STRIDE_PADDING
+
+// OP(name, arguments -> returns)
+#define PYCONV_OPS(OP)                                                                                              \
+  OP(conv2d, "(Tensor x, Tensor w, Tensor? b, " CONV "str algorithm) -> Tensor")                                    \
+  OP(conv2d_bwd_input,                                                                                              \
+     "(Tensor dy, Tensor w, SymInt ih, SymInt iw, " CONV "bool channels_last, str algorithm) -> Tensor")            \
+  OP(conv2d_bwd_weight,                                                                                             \
+     "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")
+
+STABLE_TORCH_LIBRARY(pyconv, m) {
+#define DEFINE(name, signature) m.def(#name signature), m.def("_" #name signature);
+  PYCONV_OPS(DEFINE)
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m) {
+#define IMPLEMENT(name, signature)                   \
+  m.impl(#name, TORCH_BOX(&pyconv::ops::name)), \
+      m.impl("_" #name, TORCH_BOX(&pyconv::ops::name));
+  PYCONV_OPS(IMPLEMENT)
+}
+
+PYBIND11_MODULE(_C, m) {
+  pyconv::parallel_hook = torch_parallel_for;
+
+  m.def("isa", [] { return std::string(name_of(pyconv::isa())); });
+  m.def("available_isas", pyconv::available_isas);
+  m.def("set_isa", pyconv::set_isa);
+
+  m.attr("algorithms") = pybind11::dict(pybind11::arg("conv2d") = pyconv::conv2d::algorithms());
+  m.attr("build") = pybind11::dict(pybind11::arg("compiler") = __VERSION__,
+                                   pybind11::arg("torch") = PYCONV_BUILD_TORCH);
+}

@@ -1,0 +1,119 @@
+// The alphabet of the project, declared once.
+//
+//   N  images             G  groups
+//   IC IH IW  channels, height, width of the input    OC OH OW  of the output
+//   KH KW  kernel   SH SW  stride   PH PW  padding before the first row/column   DH DW  dilation
+//
+// A loop index is the lower-case letter of its extent. x w b y are the operands, dx dw db dy their gradients.
+// A shape is a POD with sizes, storage type and layout; it travels by const reference beside raw pointers.
+#pragma once
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace pyconv {
+
+// Dense layouts of a logical (N, C, H, W) tensor; nhwc is torch's channels_last. All tensors of a call share one.
+enum class Layout { nchw, nhwc };
+
+inline const char* name_of(Layout layout) { return layout == Layout::nchw ? "NCHW" : "channels_last"; }
+
+// offset = index(n, c, h, w) into a dense tensor of C channels of H x W.
+struct Index4 {
+  int64_t n, c, h, w;  // strides, in elements
+  int64_t operator()(int64_t in, int64_t ic, int64_t ih, int64_t iw) const {
+    return in * n + ic * c + ih * h + iw * w;
+  }
+};
+
+inline Index4 index_of(Layout layout, int64_t C, int64_t H, int64_t W) {
+  if (layout == Layout::nchw) return {C * H * W, H * W, W, 1};
+  return {H * W * C, 1, W * C, C};
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Conv2dShape {
+  int64_t N, G;
+  int64_t IC, IH, IW;  // x (N, IC, IH, IW)
+  int64_t OC, KH, KW;  // w (OC, IC/G, KH, KW)
+  int64_t OH, OW;      // y (N, OC, OH, OW)
+  int64_t SH, SW, PH, PW, DH, DW;
+  DType dtype;
+  Layout layout;
+
+  int64_t ic_per_group() const { return IC / G; }
+  int64_t oc_per_group() const { return OC / G; }
+  Index4 x_index() const { return index_of(layout, IC, IH, IW); }
+  Index4 w_index() const { return index_of(layout, ic_per_group(), KH, KW); }
+  Index4 y_index() const { return index_of(layout, OC, OH, OW); }
+  // Of any of the three passes; padding counts as work.
+  int64_t flops() const { return 2 * N * OC * OH * OW * ic_per_group() * KH * KW; }
+  // Compulsory traffic: every operand once.
+  int64_t bytes() const {
+    return size_of(dtype) * (N * IC * IH * IW + OC * ic_per_group() * KH * KW + N * OC * OH * OW);
+  }
+};
+
+// A pooling window along one axis: output o reads inputs start(o), start(o) + step, ... below stop(o).
+// Adaptive pooling (kernel == 0) covers input [floor(o*I/O), ceil((o+1)*I/O)).
+struct PoolAxis {
+  int64_t in, out, kernel, stride, padding, dilation;
+
+  bool adaptive() const { return kernel == 0; }
+  int64_t step() const { return adaptive() ? 1 : dilation; }
+  // First and one-past-last input row of the window, clipped to the input.
+  int64_t start(int64_t o) const {
+    if (adaptive()) return o * in / out;
+    const int64_t first = o * stride - padding;
+    return first >= 0 ? first : first + divide_up(-first, dilation) * dilation;
+  }
+  int64_t stop(int64_t o) const {
+    if (adaptive()) return divide_up((o + 1) * in, out);
+    return at_most(o * stride - padding + (kernel - 1) * dilation + 1, in);
+  }
+  // Rows the window would hold if padding counted: average pooling's count_include_pad divisor.
+  int64_t padded_extent(int64_t o) const {
+    const int64_t first = o * stride - padding;
+    return at_most(first + kernel, in + padding) - first;
+  }
+  // Outputs whose window may hold input i: [first_output(i), last_output(i)] (the window must still be asked).
+  int64_t first_output(int64_t i) const {
+    if (adaptive()) return i * out / in;
+    const int64_t reach = i + padding - (kernel - 1) * dilation;
+    return reach <= 0 ? 0 : divide_up(reach, stride);
+  }
+  int64_t last_output(int64_t i) const {
+    if (adaptive()) return at_most(divide_up((i + 1) * out, in), out) - 1;
+    return at_most((i + padding) / stride, out - 1);
+  }
+};
+
+struct Pool2dShape {
+  int64_t N, C;
+  PoolAxis h, w;
+  DType dtype;
+  Layout layout;
+
+  int64_t IH() const { return h.in; }
+  int64_t IW() const { return w.in; }
+  int64_t OH() const { return h.out; }
+  int64_t OW() const { return w.out; }
+  Index4 x_index() const { return index_of(layout, C, h.in, w.in); }
+  Index4 y_index() const { return index_of(layout, C, h.out, w.out); }
+};
+
+// Batch norm sees (N, C, H, W) as C channels of M = N*H*W values each; statistics and parameters are acc_t<dtype>.
+struct NormShape {
+  int64_t N, C, H, W;
+  DType dtype;
+  Layout layout;
+  double eps;
+
+  int64_t plane() const { return H * W; }
+  int64_t per_channel() const { return N * H * W; }
+};
+
+}  // namespace pyconv

@@ -1,0 +1,38 @@
+// conv2d on the CPU: the kernels and the list that chooses among them (list.cpp).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "common/kernel_list.h"
+#include "common/shape.h"
+
+namespace pyconv::conv2d {
+
+// Operands are dense in s.layout and of type s.dtype; b may be null; outputs are written whole.
+using Fwd = void(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y);
+using BwdInput = void(const Conv2dShape& s, const void* dy, const void* w, void* dx);
+using BwdWeight = void(const Conv2dShape& s, const void* dy, const void* x, void* dw);
+
+struct Kernel {
+  const char* name;
+  const char* source;  // file, relative to the repository
+  std::string (*why_not)(const Conv2dShape&, Pass, Ask);
+  Fwd* fwd;
+  BwdInput* bwd_input;
+  BwdWeight* bwd_weight;
+};
+
+void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y, const std::string& algorithm);
+void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm);
+void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm);
+
+std::vector<std::string> algorithms();
+std::vector<Refusal> ask(const Conv2dShape& s, Pass pass, Ask what);
+
+// reference.cpp: the formula, any type, any shape.
+std::string reference_why_not(const Conv2dShape&, Pass, Ask);
+Fwd reference_fwd;
+BwdInput reference_bwd_input;
+BwdWeight reference_bwd_weight;
+
+}  // namespace pyconv::conv2d

@@ -1,0 +1,53 @@
+// Every op, as bindings.cpp registers it. One file per family in this folder has the bodies.
+#pragma once
+#include <tuple>
+
+#include "ops/tensor.h"
+
+namespace pyconv::ops {
+
+using OptionalTensor = std::optional<Tensor>;
+using Tensor2 = std::tuple<Tensor, Tensor>;
+using Tensor3 = std::tuple<Tensor, Tensor, Tensor>;
+
+// conv2d.cpp
+Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+              int64_t DH, int64_t DW, int64_t G, const std::string& algorithm);
+Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t IW, int64_t SH, int64_t SW, int64_t PH,
+                        int64_t PW, int64_t DH, int64_t DW, int64_t G, bool channels_last,
+                        const std::string& algorithm);
+Tensor conv2d_bwd_weight(const Tensor& dy, const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH,
+                         int64_t PW, int64_t DH, int64_t DW, int64_t G, bool channels_last,
+                         const std::string& algorithm);
+
+// pool2d.cpp; indices are int64 offsets ih*IW + iw into the plane
+Tensor2 max_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,
+                   int64_t DW, bool ceil_mode, const std::string& algorithm);
+Tensor max_pool2d_bwd(const Tensor& dy, const Tensor& indices, int64_t IH, int64_t IW, int64_t KH, int64_t KW,
+                      int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, bool channels_last,
+                      const std::string& algorithm);
+Tensor avg_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+                  bool ceil_mode, bool count_include_pad, int64_t divisor, const std::string& algorithm);
+Tensor avg_pool2d_bwd(const Tensor& dy, int64_t IH, int64_t IW, int64_t KH, int64_t KW, int64_t SH, int64_t SW,
+                      int64_t PH, int64_t PW, bool count_include_pad, int64_t divisor, bool channels_last,
+                      const std::string& algorithm);
+Tensor2 adaptive_max_pool2d(const Tensor& x, int64_t OH, int64_t OW, const std::string& algorithm);
+Tensor adaptive_max_pool2d_bwd(const Tensor& dy, const Tensor& indices, int64_t IH, int64_t IW, bool channels_last,
+                               const std::string& algorithm);
+Tensor adaptive_avg_pool2d(const Tensor& x, int64_t OH, int64_t OW, const std::string& algorithm);
+Tensor adaptive_avg_pool2d_bwd(const Tensor& dy, int64_t IH, int64_t IW, bool channels_last,
+                               const std::string& algorithm);
+Tensor max_unpool2d(const Tensor& x, const Tensor& indices, int64_t OH, int64_t OW, const std::string& algorithm);
+Tensor max_unpool2d_bwd(const Tensor& dy, const Tensor& indices, const std::string& algorithm);
+
+// batch_norm.cpp; mean and var are of the statistics' type: float32, or float64 for float64 data
+Tensor3 batch_norm_train(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                         const std::string& algorithm);
+Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+                       const OptionalTensor& bias, double eps, const std::string& algorithm);
+Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
+                             const OptionalTensor& weight, double eps, const std::string& algorithm);
+Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
+                            const OptionalTensor& weight, double eps, const std::string& algorithm);
+
+}  // namespace pyconv::ops

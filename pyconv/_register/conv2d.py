@@ -1,0 +1,246 @@
+"""conv2d and its two gradients: three bilinear maps, each the gradient of the others.
+
+    y  = conv2d(x, w)               dx = conv2d_bwd_input(dy, w)      dw = conv2d_bwd_weight(dy, x)
+
+so that the gradient of any of them, to any order, is one of the three again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyconv import _shapes
+from pyconv._register._core import empty, format_of, is_channels_last, memory_format, register
+
+# geometry = (sh, sw, ph, pw, dh, dw, groups)
+_NONE = (None,) * 7
+
+
+def _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm):
+    bias = None if b is None else b.shape
+    size = _shapes.conv2d(x.shape, w.shape, (sh, sw), (ph, pw), (dh, dw), groups, bias)
+    return empty(x, size, memory_format(x, w))
+
+
+def _fake_bwd_input(dy, w, ih, iw, sh, sw, ph, pw, dh, dw, groups, channels_last, algorithm):
+    return empty(dy, (dy.shape[0], w.shape[1] * groups, ih, iw), format_of(channels_last))
+
+
+def _fake_bwd_weight(dy, x, kh, kw, sh, sw, ph, pw, dh, dw, groups, channels_last, algorithm):
+    return empty(dy, (dy.shape[1], x.shape[1] // groups, kh, kw), format_of(channels_last))
+
+
+# --- y = conv2d(x, w) + b
+
+
+def _fwd_setup(ctx: Any, inputs: tuple, y: Tensor) -> None:
+    x, w, b, *ctx.geometry, ctx.algorithm = inputs
+    ctx.save_for_backward(x, w)
+    ctx.save_for_forward(x, w)
+    ctx.has_bias = b is not None
+    ctx.channels_last = is_channels_last(y)
+
+
+def _fwd_backward(ctx: Any, dy: Tensor):
+    x, w = ctx.saved_tensors
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    rest = (*ctx.geometry, ctx.channels_last, ctx.algorithm)
+    dx = bwd_input(dy, w, *x.shape[2:], *rest) if need_x else None
+    dw = bwd_weight(dy, x, *w.shape[2:], *rest) if need_w else None
+    db = dy.sum((0, 2, 3)) if need_b else None
+    return dx, dw, db, *_NONE, None
+
+
+def _fwd_jvp(ctx: Any, tx, tw, tb, *_):
+    x, w = ctx.saved_tensors
+    terms = []
+    if tx is not None:
+        terms.append(fwd(tx, w, None, *ctx.geometry, ctx.algorithm))
+    if tw is not None:
+        terms.append(fwd(x, tw, None, *ctx.geometry, ctx.algorithm))
+    if tb is not None:
+        y = terms[0] if terms else fwd(x, w, None, *ctx.geometry, ctx.algorithm) * 0
+        terms.append(tb[:, None, None].expand_as(y))
+    return sum(terms[1:], terms[0])
+
+
+# --- dx = conv2d_bwd_input(dy, w)
+
+
+def _bwd_input_setup(ctx: Any, inputs: tuple, dx: Tensor) -> None:
+    dy, w, ctx.ih, ctx.iw, *ctx.geometry, ctx.channels_last, ctx.algorithm = inputs
+    ctx.save_for_backward(dy, w)
+    ctx.save_for_forward(dy, w)
+
+
+def _bwd_input_backward(ctx: Any, g: Tensor):
+    dy, w = ctx.saved_tensors
+    need_dy, need_w = ctx.needs_input_grad[:2]
+    ddy = fwd(g, w, None, *ctx.geometry, ctx.algorithm) if need_dy else None
+    dw = (
+        bwd_weight(dy, g, *w.shape[2:], *ctx.geometry, ctx.channels_last, ctx.algorithm)
+        if need_w
+        else None
+    )
+    return ddy, dw, None, None, *_NONE, None, None
+
+
+def _bwd_input_jvp(ctx: Any, tdy, tw, *_):
+    dy, w = ctx.saved_tensors
+    rest = (ctx.ih, ctx.iw, *ctx.geometry, ctx.channels_last, ctx.algorithm)
+    terms = []
+    if tdy is not None:
+        terms.append(bwd_input(tdy, w, *rest))
+    if tw is not None:
+        terms.append(bwd_input(dy, tw, *rest))
+    return sum(terms[1:], terms[0])
+
+
+# --- dw = conv2d_bwd_weight(dy, x)
+
+
+def _bwd_weight_setup(ctx: Any, inputs: tuple, dw: Tensor) -> None:
+    dy, x, ctx.kh, ctx.kw, *ctx.geometry, ctx.channels_last, ctx.algorithm = inputs
+    ctx.save_for_backward(dy, x)
+    ctx.save_for_forward(dy, x)
+
+
+def _bwd_weight_backward(ctx: Any, g: Tensor):
+    dy, x = ctx.saved_tensors
+    need_dy, need_x = ctx.needs_input_grad[:2]
+    ddy = fwd(x, g, None, *ctx.geometry, ctx.algorithm) if need_dy else None
+    dx = (
+        bwd_input(dy, g, *x.shape[2:], *ctx.geometry, ctx.channels_last, ctx.algorithm)
+        if need_x
+        else None
+    )
+    return ddy, dx, None, None, *_NONE, None, None
+
+
+def _bwd_weight_jvp(ctx: Any, tdy, tx, *_):
+    dy, x = ctx.saved_tensors
+    rest = (ctx.kh, ctx.kw, *ctx.geometry, ctx.channels_last, ctx.algorithm)
+    terms = []
+    if tdy is not None:
+        terms.append(bwd_weight(tdy, x, *rest))
+    if tx is not None:
+        terms.append(bwd_weight(dy, tx, *rest))
+    return sum(terms[1:], terms[0])
+
+
+# --- batching: B convolutions side by side are one convolution of B * groups groups
+
+
+def _batch(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """The batch dimension in front, made up by expansion where there is none."""
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _as_channels(t: Tensor) -> Tensor:
+    """(B, N, C, H, W) -> (N, B*C, H, W)."""
+    return t.transpose(0, 1).flatten(1, 2)
+
+
+def _from_channels(t: Tensor, size: int) -> Tensor:
+    """(N, B*C, H, W) -> (N, B, C, H, W), batched in dimension 1."""
+    return t.unflatten(1, (size, t.shape[1] // size))
+
+
+def _fwd_vmap(info: Any, in_dims: tuple, x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm):
+    size = info.batch_size
+    if in_dims[1] is None and (b is None or in_dims[2] is None):  # one weight: B*N images
+        images = x.movedim(in_dims[0], 0)
+        y = fwd(images.flatten(0, 1), w, b, sh, sw, ph, pw, dh, dw, groups, algorithm)
+        return y.unflatten(0, (size, images.shape[1])), 0
+    xs = _as_channels(_batch(x, in_dims[0], size))
+    ws = _batch(w, in_dims[1], size).flatten(0, 1)
+    bs = None if b is None else _batch(b, in_dims[2], size).flatten()
+    y = fwd(xs, ws, bs, sh, sw, ph, pw, dh, dw, groups * size, algorithm)
+    return _from_channels(y, size), 1
+
+
+def _bwd_input_vmap(info: Any, in_dims, dy, w, ih, iw, sh, sw, ph, pw, dh, dw, groups, *rest):
+    size = info.batch_size
+    if in_dims[1] is None:
+        images = dy.movedim(in_dims[0], 0)
+        dx = bwd_input(images.flatten(0, 1), w, ih, iw, sh, sw, ph, pw, dh, dw, groups, *rest)
+        return dx.unflatten(0, (size, images.shape[1])), 0
+    dys = _as_channels(_batch(dy, in_dims[0], size))
+    ws = _batch(w, in_dims[1], size).flatten(0, 1)
+    dx = bwd_input(dys, ws, ih, iw, sh, sw, ph, pw, dh, dw, groups * size, *rest)
+    return _from_channels(dx, size), 1
+
+
+def _bwd_weight_vmap(info: Any, in_dims, dy, x, kh, kw, sh, sw, ph, pw, dh, dw, groups, *rest):
+    size = info.batch_size
+    dys = _as_channels(_batch(dy, in_dims[0], size))
+    xs = _as_channels(_batch(x, in_dims[1], size))
+    dw_ = bwd_weight(dys, xs, kh, kw, sh, sw, ph, pw, dh, dw, groups * size, *rest)
+    return dw_.unflatten(0, (size, dw_.shape[0] // size)), 0
+
+
+# --- 2 * N * OC * OH * OW * IC/groups * KH * KW in every direction
+
+
+def _flops(n_oc_oh_ow, ic_kh_kw) -> int:
+    flops = 2
+    for extent in (*n_oc_oh_ow, *ic_kh_kw):
+        flops *= extent
+    return flops
+
+
+def _fwd_flops(x, w, b, *rest, out_shape, **_) -> int:
+    return _flops(out_shape, w[1:])
+
+
+def _bwd_input_flops(dy, w, *rest, out_shape, **_) -> int:
+    return _flops(dy, w[1:])
+
+
+def _bwd_weight_flops(dy, x, *rest, out_shape, **_) -> int:
+    return _flops(dy, out_shape[1:])
+
+
+fwd = register(
+    "conv2d",
+    tensors=3,
+    fake=_fake_fwd,
+    setup=_fwd_setup,
+    backward=_fwd_backward,
+    jvp=_fwd_jvp,
+    vmap=_fwd_vmap,
+    flops=_fwd_flops,
+    autocast=True,
+)
+bwd_input = register(
+    "conv2d_bwd_input",
+    tensors=2,
+    fake=_fake_bwd_input,
+    setup=_bwd_input_setup,
+    backward=_bwd_input_backward,
+    jvp=_bwd_input_jvp,
+    vmap=_bwd_input_vmap,
+    flops=_bwd_input_flops,
+    autocast=True,
+)
+bwd_weight = register(
+    "conv2d_bwd_weight",
+    tensors=2,
+    fake=_fake_bwd_weight,
+    setup=_bwd_weight_setup,
+    backward=_bwd_weight_backward,
+    jvp=_bwd_weight_jvp,
+    vmap=_bwd_weight_vmap,
+    flops=_bwd_weight_flops,
+)
+
+
+def transposed(x, w, size, stride, padding, dilation, groups, algorithm):
+    """conv_transpose2d without bias: the input gradient, with x in the place of dy."""
+    last = memory_format(x, w) == torch.channels_last
+    return bwd_input(x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm)

@@ -1,0 +1,142 @@
+"""Convolution and transposed convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyconv import _shapes
+from pyconv._register import conv2d as _conv2d
+from pyconv.ops._check import algorithm_name, batched, same_dtype
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    algorithm: str | None = None,
+) -> Tensor:
+    """2-D convolution (cross-correlation), equivalent to torch.nn.functional.conv2d.
+
+        y[n,oc,oh,ow] = bias[oc] + sum over ic, kh, kw of
+            x[n, ic, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW] * weight[oc,ic,kh,kw]
+
+    with x zero outside the image and ic, oc in one group.
+
+    Args:
+        input: (N, IC, IH, IW), or (IC, IH, IW) for one image; N may be 0.
+        weight: (OC, IC/groups, KH, KW), of input's dtype.
+        bias: (OC,) or None.
+        stride: pixels between windows, int or (SH, SW).
+        padding: zeros added on each side, int or (PH, PW); "valid" for none, "same" for an output
+            as large as the input (stride 1 only; an odd zero goes right and below).
+        dilation: pixels between kernel taps, int or (DH, DW).
+        groups: channels are split into this many independent convolutions.
+        algorithm: a name of pyconv.algorithms("conv2d") to force that kernel in all three
+            directions; None lets the list choose.
+
+    Returns:
+        (N, OC, OH, OW), OH = floor((IH + 2*PH - DH*(KH-1) - 1) / SH) + 1; channels_last if input
+        or weight is. float64, float32, bfloat16, float16; the last two sum in float32.
+
+    Raises:
+        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit, or why
+            the forced algorithm cannot run.
+        TypeError: an argument of the wrong type.
+
+    Source: Dumoulin and Visin, A guide to convolution arithmetic, arXiv:1603.07285, section 2.
+    """
+    op = "conv2d"
+    same_dtype(op, input, weight=weight, bias=bias)
+    x = batched(op, input)
+    stride = _shapes.pair(op, "stride", stride)
+    dilation = _shapes.pair(op, "dilation", dilation)
+    groups = _shapes.integer(op, "groups", groups)
+    if isinstance(padding, str):
+        x, padding = _named_padding(x, weight, padding, stride, dilation)
+    else:
+        padding = _shapes.pair(op, "padding", padding)
+    _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, None if bias is None else bias.shape)
+    y = _conv2d.fwd(x, weight, bias, *stride, *padding, *dilation, groups, algorithm_name(op, algorithm))
+    return y if x.dim() == input.dim() else y.squeeze(0)
+
+
+def _named_padding(
+    x: Tensor, weight: Tensor, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """The image, padded where the two sides differ, and the symmetric padding left to the kernel."""
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise _shapes.ShapeError(
+            f'conv2d: padding must be an int, two ints, "valid" or "same", got "{padding}"'
+        )
+    if stride != (1, 1):
+        raise _shapes.ShapeError(f'conv2d: padding="same" needs stride 1, got {stride}')
+    _shapes.conv2d_weight("conv2d", weight.shape, 1, "(OC, IC/groups, KH, KW)")
+    left, right, top, bottom = _shapes.same_padding(tuple(weight.shape[2:]), dilation)
+    if left != right or top != bottom:
+        x = pad(x, (0, right - left, 0, bottom - top))
+    return x, (top, left)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    algorithm: str | None = None,
+) -> Tensor:
+    """Transposed 2-D convolution, equivalent to torch.nn.functional.conv_transpose2d.
+
+    The input gradient of conv2d, used as a layer: with weight w of a convolution from OC to IC
+    channels,
+
+        y[n,oc,ih*SH - PH + kh*DH, iw*SW - PW + kw*DW] += x[n,ic,ih,iw] * weight[ic,oc,kh,kw]
+
+    summed over ic, kh, kw, ih, iw, plus bias[oc].
+
+    Args:
+        input: (N, IC, IH, IW) or (IC, IH, IW).
+        weight: (IC, OC/groups, KH, KW), of input's dtype.
+        bias: (OC,) or None.
+        stride, padding, dilation: of the convolution this transposes; int or (height, width).
+        output_padding: rows and columns added at the end, smaller than stride or dilation.
+        groups: channels are split into this many independent convolutions.
+        algorithm: forces a kernel of pyconv.algorithms("conv2d").
+
+    Returns:
+        (N, OC, OH, OW), OH = (IH-1)*SH - 2*PH + DH*(KH-1) + output_padding + 1.
+
+    Raises:
+        ShapeError, TypeError: as conv2d.
+
+    Source: Dumoulin and Visin, arXiv:1603.07285, section 4.
+    """
+    op = "conv_transpose2d"
+    same_dtype(op, input, weight=weight, bias=bias)
+    x = batched(op, input)
+    stride = _shapes.pair(op, "stride", stride)
+    padding = _shapes.pair(op, "padding", padding)
+    output_padding = _shapes.pair(op, "output_padding", output_padding)
+    dilation = _shapes.pair(op, "dilation", dilation)
+    groups = _shapes.integer(op, "groups", groups)
+    size = _shapes.conv_transpose2d(
+        x.shape, weight.shape, stride, padding, output_padding, dilation, groups, None if bias is None else bias.shape
+    )
+    y = _conv2d.transposed(x, weight, size, stride, padding, dilation, groups, algorithm_name(op, algorithm))
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return y if x.dim() == input.dim() else y.squeeze(0)
