@@ -1,39 +1,15 @@
-"""The operators in plain PyTorch, one screen each: read this before the C++.
-
-Every function has the signature of the raw operator it mirrors (csrc/bindings.cpp) and says the
-same sum as the reference kernel of that name. They are differentiable, run on any device and any
-dtype, and stand in where the compiled half cannot be loaded.
+"""Convolution and its two gradients: one shifted, strided view of the image per kernel tap.
 
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-
-def _format(*tensors: Tensor) -> torch.memory_format:
-    last = any(torch._prims_common.suggest_memory_format(t) == torch.channels_last for t in tensors)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _wide(t: Tensor) -> Tensor:
-    """Sums of bfloat16 and float16 run in float32."""
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-
-
-def _taps(kh: int, kw: int) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i in range(kh) for j in range(kw))
-
-
-def _seen_by(tap: int, out: int, stride: int, dilation: int) -> slice:
-    """The padded rows that kernel row `tap` meets while the window slides over `out` positions."""
-    first = tap * dilation
-    return slice(first, first + (out - 1) * stride + 1, stride)
+from pyconv.reference._common import format_of, seen_by, taps, wide
 
 
 def conv2d(
@@ -44,16 +20,16 @@ def conv2d(
     (n, ic, ih, iw), (oc, icg, kh, kw) = x.shape, w.shape
     oh = (ih + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     ow = (iw + 2 * pw - dw * (kw - 1) - 1) // sw + 1
-    image = pad(_wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, icg))
-    weight = _wide(w).unflatten(0, (groups, oc // groups))
+    image = pad(wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, icg))
+    weight = wide(w).unflatten(0, (groups, oc // groups))
     y = image.new_zeros(n, groups, oc // groups, oh, ow)
-    for i, j in _taps(kh, kw):
-        seen = image[..., _seen_by(i, oh, sh, dh), _seen_by(j, ow, sw, dw)]
+    for i, j in taps(kh, kw):
+        seen = image[..., seen_by(i, oh, sh, dh), seen_by(j, ow, sw, dw)]
         y = y + torch.einsum("ngchw,gkc->ngkhw", seen, weight[..., i, j])
     y = y.flatten(1, 2)
     if b is not None:
-        y = y + _wide(b)[:, None, None]
-    return y.to(x.dtype).contiguous(memory_format=_format(x, w))
+        y = y + wide(b)[:, None, None]
+    return y.to(x.dtype).contiguous(memory_format=format_of(x, w))
 
 
 def conv2d_bwd_input(
@@ -62,11 +38,11 @@ def conv2d_bwd_input(
 ) -> Tensor:
     """dx[n,ic,oh*sh-ph+kh*dh,ow*sw-pw+kw*dw] += dy[n,oc,oh,ow] * w[oc,ic,kh,kw], over oc, kh, kw, oh, ow."""
     (n, oc, oh, ow), (_, icg, kh, kw) = dy.shape, w.shape
-    grad = _wide(dy).unflatten(1, (groups, oc // groups))
-    weight = _wide(w).unflatten(0, (groups, oc // groups))
+    grad = wide(dy).unflatten(1, (groups, oc // groups))
+    weight = wide(w).unflatten(0, (groups, oc // groups))
     padded = grad.new_zeros(n, groups, icg, ih + 2 * ph, iw + 2 * pw)
-    for i, j in _taps(kh, kw):
-        padded[..., _seen_by(i, oh, sh, dh), _seen_by(j, ow, sw, dw)] += torch.einsum(
+    for i, j in taps(kh, kw):
+        padded[..., seen_by(i, oh, sh, dh), seen_by(j, ow, sw, dw)] += torch.einsum(
             "ngkhw,gkc->ngchw", grad, weight[..., i, j]
         )
     dx = padded[..., ph : ph + ih, pw : pw + iw].flatten(1, 2).to(dy.dtype)
@@ -79,11 +55,11 @@ def conv2d_bwd_weight(
 ) -> Tensor:
     """dw[oc,ic,kh,kw] = sum_{n,oh,ow} dy[n,oc,oh,ow] * x[n, ic, oh*sh-ph+kh*dh, ow*sw-pw+kw*dw]."""
     (n, oc, oh, ow), ic = dy.shape, x.shape[1]
-    grad = _wide(dy).unflatten(1, (groups, oc // groups))
-    image = pad(_wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, ic // groups))
+    grad = wide(dy).unflatten(1, (groups, oc // groups))
+    image = pad(wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, ic // groups))
     weight = grad.new_zeros(groups, oc // groups, ic // groups, kh, kw)
-    for i, j in _taps(kh, kw):
-        seen = image[..., _seen_by(i, oh, sh, dh), _seen_by(j, ow, sw, dw)]
+    for i, j in taps(kh, kw):
+        seen = image[..., seen_by(i, oh, sh, dh), seen_by(j, ow, sw, dw)]
         weight[..., i, j] = torch.einsum("ngkhw,ngchw->gkc", grad, seen)
     weight = weight.flatten(0, 1).to(dy.dtype)
     return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,0 +1,10 @@
+"""The operators in plain PyTorch, one screen each: read this before the C++.
+
+Every function has the signature of the raw operator it mirrors (csrc/bindings.cpp) and says the
+same sum as the reference kernel of that name. They are differentiable, run on any device and any
+dtype, and stand in where the compiled half cannot be loaded.
+"""
+
+from pyconv.reference.conv2d import conv2d as conv2d
+from pyconv.reference.conv2d import conv2d_bwd_input as conv2d_bwd_input
+from pyconv.reference.conv2d import conv2d_bwd_weight as conv2d_bwd_weight
