@@ -35,4 +35,10 @@ Fwd reference_fwd;
 BwdInput reference_bwd_input;
 BwdWeight reference_bwd_weight;
 
+// implicit_gemm.cpp: one matrix product per direction, any type, any shape.
+std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask);
+Fwd implicit_gemm_fwd;
+BwdInput implicit_gemm_bwd_input;
+BwdWeight implicit_gemm_bwd_weight;
+
 }  // namespace pyconv::conv2d

@@ -6,6 +6,7 @@ namespace {
 
 // clang-format off
 constexpr Kernel list[] = {
+    {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight},
     {"reference",     "csrc/cpu/conv2d/reference.cpp",   reference_why_not,     reference_fwd,     reference_bwd_input,     reference_bwd_weight},
 };
 // clang-format on

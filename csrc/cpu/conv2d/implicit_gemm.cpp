@@ -1,0 +1,26 @@
+// Instances of implicit_gemm.h for every ISA and storage type, and when to use it.
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+
+#define PYCONV_KERNEL "cpu/conv2d/implicit_gemm.h"
+#include "cpu/for_each_isa.inc"
+
+namespace pyconv::conv2d {
+
+std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
+
+void implicit_gemm_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+  PYCONV_PER_ISA(implicit_gemm::fwd)(s, x, w, b, y);
+}
+
+void implicit_gemm_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
+  PYCONV_PER_ISA(implicit_gemm::bwd_input)(s, dy, w, dx);
+}
+
+void implicit_gemm_bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
+  PYCONV_PER_ISA(implicit_gemm::bwd_weight)(s, dy, x, dw);
+}
+
+}  // namespace pyconv::conv2d
