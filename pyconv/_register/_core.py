@@ -86,7 +86,11 @@ def register(
 
     for alias in (name, "_" + name):
         torch.library.register_fake(f"pyconv::{alias}", fake)
-    torch.library.register_autograd(f"pyconv::{name}", backward, setup_context=setup)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup(ctx, inputs, output)  # register_autograd passes these three by name
+
+    torch.library.register_autograd(f"pyconv::{name}", backward, setup_context=setup_context)
     if flops is not None:
         register_flop_formula(packets)(flops)
 
@@ -110,8 +114,6 @@ def register(
     Transformed.vmap = staticmethod(vmap)  # type: ignore[method-assign]
 
     def call(*args: Any) -> Any:
-        if autocast and _autocasting(args[0].device.type):
-            args = _cast(args, args[0].device.type)
         if _compiling():
             return op(*args)
         if _transforming():
@@ -137,6 +139,20 @@ def register(
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def under_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` for people: casts first where autocast is on.
+
+    The gradient formulas use `call` itself, so that a backward pass inside the autocast region
+    still runs in the dtype of its forward pass.
+    """
+
+    def cast_and_call(*args: Any) -> Any:
+        device = args[0].device.type
+        return call(*(_cast(args, device) if _autocasting(device) else args))
+
+    return cast_and_call
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from pyconv import _shapes
-from pyconv._register._core import empty, format_of, is_channels_last, memory_format, register
+from pyconv._register._core import (
+    empty,
+    format_of,
+    is_channels_last,
+    memory_format,
+    register,
+    under_autocast,
+)
 
 # geometry = (sh, sw, ph, pw, dh, dw, groups)
 _NONE = (None,) * 7
@@ -239,8 +246,11 @@ bwd_weight = register(
     flops=_bwd_weight_flops,
 )
 
+conv2d = under_autocast(fwd)
+_transposed = under_autocast(bwd_input)
+
 
 def transposed(x, w, size, stride, padding, dilation, groups, algorithm):
     """conv_transpose2d without bias: the input gradient, with x in the place of dy."""
     last = memory_format(x, w) == torch.channels_last
-    return bwd_input(x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm)
+    return _transposed(x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm)

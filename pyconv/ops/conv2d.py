@@ -64,7 +64,7 @@ def conv2d(
     else:
         padding = _shapes.pair(op, "padding", padding)
     _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, None if bias is None else bias.shape)
-    y = _conv2d.fwd(x, weight, bias, *stride, *padding, *dilation, groups, algorithm_name(op, algorithm))
+    y = _conv2d.conv2d(x, weight, bias, *stride, *padding, *dilation, groups, algorithm_name(op, algorithm))
     return y if x.dim() == input.dim() else y.squeeze(0)
 
 
