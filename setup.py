@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch whose stable ABI we ask for
 FLAGS = ["-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]
 REMEDY = """pyconv cannot be built here: {reason}.
-Run `pip install "torch>=2.10" "setuptools>=77" ninja "pybind11>=2.13"` in this environment, then repeat the command,
-or leave out --no-build-isolation and pip fetches what the build needs."""
+In this environment, run: pip install "torch>=2.10" "setuptools>=77" ninja "pybind11>=2.13"
+Then repeat the command; or leave out --no-build-isolation, and pip fetches what it needs."""
 
 
 def sources(*sections: str) -> list[str]:
@@ -58,6 +58,9 @@ try:
     import pybind11
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+    if torch.__version__ < (2, 10):
+        raise ImportError(f"torch {torch.__version__} is older than 2.10")
 except ImportError as error:
     command = missing_tools(str(error))
     extension = Extension("pyconv._C", sources("core", "ops"))
@@ -76,7 +79,7 @@ else:
             ("PYCONV_BUILD_TORCH", f'"{torch.__version__}"'),
             ("PYCONV_BUILD_FLAGS", f'"{" ".join(FLAGS)}"'),
         ],
-        # -isystem: no warnings about headers that are not ours (it outranks the -I CppExtension adds).
+        # No warnings about torch's headers: -isystem outranks the -I that CppExtension adds.
         extra_compile_args=FLAGS + [f"-isystem{path}" for path in include_paths()],
     )
     # CppExtension also names c10, torch and torch_python, which are not part of the stable ABI.
