@@ -117,7 +117,7 @@ audit: build
 .PHONY: package
 package: env
 	rm -rf dist build/installed
-	$(BIN)/python -m build --sdist --outdir dist >/dev/null
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist >/dev/null
 	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir dist dist/pyconv-*.tar.gz
 	$(BIN)/python -m pip install -q --no-deps --target build/installed dist/pyconv-*.whl
 	cd build && PYTHONPATH=installed $(BIN)/python -m pyconv info
