@@ -136,7 +136,14 @@ def conv_transpose2d(
     size = _shapes.conv_transpose2d(
         x.shape, weight.shape, stride, padding, output_padding, dilation, groups, None if bias is None else bias.shape
     )
-    y = _conv2d.transposed(x, weight, size, stride, padding, dilation, groups, algorithm_name(op, algorithm))
+    # Rows of output_padding from the stride on are beyond every window: the kernel leaves them to pad.
+    below, right = (max(0, output_padding[i] - (stride[i] - 1)) for i in (0, 1))
+    seen = (*size[:2], size[2] - below, size[3] - right)
+    y = _conv2d.transposed(
+        x, weight, seen, stride, padding, dilation, groups, algorithm_name(op, algorithm)
+    )
+    if below or right:
+        y = pad(y, (0, right, 0, below))
     if bias is not None:
         y = y + bias.to(y.dtype)[:, None, None]
     return y if x.dim() == input.dim() else y.squeeze(0)

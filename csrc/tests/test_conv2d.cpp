@@ -1,0 +1,113 @@
+// Every convolution kernel of the list against plain loops in double, over random geometry; no Python, no torch.
+// Small integers, so that every type but bf16 and f16 must be exact, and they to one rounding.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "cpu/conv2d/conv2d.h"
+#include "tests/check.h"
+
+using namespace pyconv;
+
+namespace {
+
+struct Random {
+  std::mt19937 engine{1};
+  int64_t operator()(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+};
+
+Conv2dShape random_shape(Random& draw) {
+  Conv2dShape s;
+  do {
+    s.N = draw(0, 3), s.G = draw(1, 3);
+    s.IC = s.G * draw(1, 5), s.OC = s.G * draw(1, 20);
+    s.IH = draw(1, 18), s.IW = draw(1, 18), s.KH = draw(1, 4), s.KW = draw(1, 4);
+    s.SH = draw(1, 4), s.SW = draw(1, 4), s.PH = draw(0, 4), s.PW = draw(0, 4), s.DH = draw(1, 3), s.DW = draw(1, 3);
+    s.OH = (s.IH + 2 * s.PH - s.DH * (s.KH - 1) - 1 + s.SH) / s.SH;
+    s.OW = (s.IW + 2 * s.PW - s.DW * (s.KW - 1) - 1 + s.SW) / s.SW;
+  } while (s.IH + 2 * s.PH <= s.DH * (s.KH - 1) || s.IW + 2 * s.PW <= s.DW * (s.KW - 1));
+  s.dtype = static_cast<DType>(draw(0, 3));
+  s.layout = static_cast<Layout>(draw(0, 1));
+  return s;
+}
+
+// The sum itself, scattered: each product goes to y, dx and dw at once.
+struct Expected {
+  std::vector<double> y, dx, dw;
+};
+
+Expected plain_loops(const Conv2dShape& s, const std::vector<double>& x, const std::vector<double>& w,
+                     const std::vector<double>& b, const std::vector<double>& dy) {
+  const Index4 X = s.x_index(), W = s.w_index(), Y = s.y_index();
+  Expected e{std::vector<double>(dy.size()), std::vector<double>(x.size()), std::vector<double>(w.size())};
+  for (int64_t n = 0; n < s.N; n++)
+    for (int64_t oc = 0; oc < s.OC; oc++)
+      for (int64_t oh = 0; oh < s.OH; oh++)
+        for (int64_t ow = 0; ow < s.OW; ow++) {
+          const int64_t at_y = Y(n, oc, oh, ow), g = oc / s.oc_per_group();
+          e.y[at_y] += b[oc];
+          for (int64_t ic = 0; ic < s.ic_per_group(); ic++)
+            for (int64_t kh = 0; kh < s.KH; kh++)
+              for (int64_t kw = 0; kw < s.KW; kw++) {
+                const int64_t ih = oh * s.SH - s.PH + kh * s.DH, iw = ow * s.SW - s.PW + kw * s.DW;
+                if (ih < 0 || ih >= s.IH || iw < 0 || iw >= s.IW) continue;
+                const int64_t at_x = X(n, g * s.ic_per_group() + ic, ih, iw), at_w = W(oc, ic, kh, kw);
+                e.y[at_y] += x[at_x] * w[at_w];
+                e.dx[at_x] += dy[at_y] * w[at_w];
+                e.dw[at_w] += dy[at_y] * x[at_x];
+              }
+        }
+  return e;
+}
+
+template <class T>
+bool same(const char* what, const Typed<T>& got, const std::vector<double>& expected) {
+  for (size_t i = 0; i < expected.size(); i++) {
+    const double value = widen(got.data()[i]), rounded = widen(as<T>(expected[i]));
+    if (value != rounded) {
+      std::printf("  %s[%zu] is %g, expected %g\n", what, i, value, rounded);
+      return false;
+    }
+  }
+  return true;
+}
+
+template <class T>
+bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
+  std::vector<double> x(s.N * s.IC * s.IH * s.IW), w(s.OC * s.ic_per_group() * s.KH * s.KW), b(s.OC);
+  std::vector<double> dy(s.N * s.OC * s.OH * s.OW);
+  for (auto* values : {&x, &w, &b, &dy}) {
+    for (double& v : *values) v = static_cast<double>(draw(-3, 3));
+  }
+  const Expected e = plain_loops(s, x, w, b, dy);
+  const Typed<T> tx(x), tw(w), tb(b), tdy(dy);
+  Typed<T> y(e.y.size()), dx(e.dx.size()), dw(e.dw.size());
+  conv2d::fwd(s, tx.data(), tw.data(), tb.data(), y.data(), algorithm);
+  conv2d::bwd_input(s, tdy.data(), tw.data(), dx.data(), algorithm);
+  conv2d::bwd_weight(s, tdy.data(), tx.data(), dw.data(), algorithm);
+  return same("y", y, e.y) & same("dx", dx, e.dx) & same("dw", dw, e.dw);
+}
+
+}  // namespace
+
+int main() {
+  if (!set_up()) return skipped;
+  Random draw;
+  int bad = 0, cases = 0;
+  for (const std::string& algorithm : conv2d::algorithms()) {
+    for (int i = 0; i < 150; i++, cases++) {
+      const Conv2dShape s = random_shape(draw);
+      bool good = false;
+      with_type(s.dtype, [&](auto type) { good = check<decltype(type)>(s, algorithm, draw); });
+      if (good) continue;
+      bad++;
+      std::printf("%s %s %s n%ldg%ldic%ldih%ldiw%ldoc%ldkh%ldkw%ldsh%ldsw%ldph%ldpw%lddh%lddw%ld\n", algorithm.c_str(),
+                  name_of(s.dtype), name_of(s.layout), long(s.N), long(s.G), long(s.IC), long(s.IH), long(s.IW),
+                  long(s.OC), long(s.KH), long(s.KW), long(s.SH), long(s.SW), long(s.PH), long(s.PW), long(s.DH),
+                  long(s.DW));
+    }
+  }
+  std::printf("%d convolutions on %s, %d wrong\n", cases, name_of(isa()), bad);
+  return bad != 0;
+}
