@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from pyconv import _native, reference
+from pyconv._shapes import ShapeError
 
 _library = torch.library.Library("pyconv", "FRAGMENT")
 _transforming = torch._C._are_functorch_transforms_active
@@ -84,8 +85,14 @@ def register(
     packets = [getattr(torch.ops.pyconv, name), getattr(torch.ops.pyconv, "_" + name)]
     op, raw = (packet.default for packet in packets)
 
+    def fake_on_one_device(*args: Any) -> Any:
+        devices = {a.device for a in args[:tensors] if a is not None}
+        if len(devices) > 1:
+            raise ShapeError(f"{name}: all tensors must be on one device, got {sorted(map(str, devices))}")
+        return fake(*args)
+
     for alias in (name, "_" + name):
-        torch.library.register_fake(f"pyconv::{alias}", fake)
+        torch.library.register_fake(f"pyconv::{alias}", fake_on_one_device)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup(ctx, inputs, output)  # register_autograd passes these three by name

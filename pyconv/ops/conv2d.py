@@ -53,6 +53,32 @@ def conv2d(
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic, arXiv:1603.07285, section 2.
     """
+    try:
+        x = input.unsqueeze(0) if input.dim() == 3 else input
+        sh, sw = _shapes.pair("conv2d", "stride", stride)
+        dh, dw = _shapes.pair("conv2d", "dilation", dilation)
+        if isinstance(padding, str):
+            x, (ph, pw) = _named_padding(x, weight, padding, (sh, sw), (dh, dw))
+        else:
+            ph, pw = _shapes.pair("conv2d", "padding", padding)
+        y = _conv2d.conv2d(x, weight, bias, sh, sw, ph, pw, dh, dw, groups, algorithm or "")
+    except Exception:
+        # The kernels refuse what does not fit before they touch anything; these checks find the words.
+        _check_conv2d(input, weight, bias, stride, padding, dilation, groups, algorithm)
+        raise
+    return y if x is input or input.dim() == 4 else y.squeeze(0)
+
+
+def _check_conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    algorithm: Any,
+) -> None:
     op = "conv2d"
     same_dtype(op, input, weight=weight, bias=bias)
     x = batched(op, input)
@@ -61,11 +87,10 @@ def conv2d(
     groups = _shapes.integer(op, "groups", groups)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
-    else:
-        padding = _shapes.pair(op, "padding", padding)
-    _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, None if bias is None else bias.shape)
-    y = _conv2d.conv2d(x, weight, bias, *stride, *padding, *dilation, groups, algorithm_name(op, algorithm))
-    return y if x.dim() == input.dim() else y.squeeze(0)
+    padding = _shapes.pair(op, "padding", padding)
+    bias_shape = None if bias is None else bias.shape
+    _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, bias_shape)
+    algorithm_name(op, algorithm)
 
 
 def _named_padding(
