@@ -82,19 +82,27 @@ using acc_t = typename Accumulate<T>::type;
 template <class F>
 void with_type(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::f64: return f(double());
-    case DType::f32: return f(float());
-    case DType::bf16: return f(bf16());
-    case DType::f16: return f(f16());
+    case DType::f64:
+      return f(double());
+    case DType::f32:
+      return f(float());
+    case DType::bf16:
+      return f(bf16());
+    case DType::f16:
+      return f(f16());
   }
 }
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::f64: return "float64";
-    case DType::f32: return "float32";
-    case DType::bf16: return "bfloat16";
-    case DType::f16: return "float16";
+    case DType::f64:
+      return "float64";
+    case DType::f32:
+      return "float32";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f16:
+      return "float16";
   }
   return "?";
 }

@@ -38,7 +38,9 @@ const Kernel& choose(const char* op, const Kernel (&list)[n], const Shape& shape
       continue;
     }
     const std::string why = kernel.why_not(shape, pass, algorithm.empty() ? Ask::chosen : Ask::able);
-    if (log) std::fprintf(stderr, "pyconv: %s %s: %s: %s\n", op, name_of(pass), kernel.name, why.empty() ? "runs" : why.c_str());
+    if (log)
+      std::fprintf(stderr, "pyconv: %s %s: %s: %s\n", op, name_of(pass), kernel.name,
+                   why.empty() ? "runs" : why.c_str());
     if (why.empty()) return kernel;
     if (!algorithm.empty()) {
       throw std::invalid_argument(std::string(op) + ": algorithm \"" + algorithm + "\" cannot run " + name_of(pass) +

@@ -55,9 +55,7 @@ ParallelHook parallel_hook = serial;
 
 Isa isa() { return current(); }
 
-const char* name_of(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
-}
+const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

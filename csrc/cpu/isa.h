@@ -14,7 +14,7 @@ void set_isa(const std::string& name);      // throws std::invalid_argument with
 
 // The instance of `function` for the ISA in use, of a kernel compiled through cpu/for_each_isa.inc.
 #if defined(__x86_64__)
-#define PYCONV_PER_ISA(function)                       \
+#define PYCONV_PER_ISA(function)                                          \
   (::pyconv::isa() == ::pyconv::Isa::avx512 ? &::pyconv::avx512::function \
    : ::pyconv::isa() == ::pyconv::Isa::avx2 ? &::pyconv::avx2::function   \
                                             : &::pyconv::portable::function)

@@ -23,11 +23,16 @@ inline void require(bool holds, const char* op, const char* what) {
 
 inline DType dtype_of(const Tensor& t, const char* op) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: throw std::invalid_argument(std::string(op) + ": dtype must be float64, float32, bfloat16 or float16");
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      throw std::invalid_argument(std::string(op) + ": dtype must be float64, float32, bfloat16 or float16");
   }
 }
 

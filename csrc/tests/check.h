@@ -1,8 +1,8 @@
 // What the C++ tests share: threads of their own in the place of torch's pool, buffers that end where the tensor ends
 // (so that AddressSanitizer sees one step beyond), and the exit code for an ISA this CPU lacks.
 #pragma once
-#include <cstdio>
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <stdexcept>
 #include <thread>

@@ -21,8 +21,8 @@ namespace {
 constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
 static_assert((MR * 2 + 3) * PYCONV_BYTES <= (PYCONV_BYTES == 64 ? 32 : 16) * PYCONV_BYTES, "accumulators would spill");
 
-constexpr int64_t BK = 256;            // terms per block
-constexpr int64_t slab_pixels = 448;   // output pixels per slab, at least one row
+constexpr int64_t BK = 256;           // terms per block
+constexpr int64_t slab_pixels = 448;  // output pixels per slab, at least one row
 constexpr int64_t serial_flops = 100000;
 
 // Micro-kernel: c[i,:] (+)= sum_j a[row[i] + red[j]] * b[j,:] for R rows; registers only.
@@ -31,9 +31,7 @@ void tile(const A* a, const int64_t* row, const int64_t* red, int64_t J, const A
   constexpr int64_t L = Vec<A>::size, BN = NV * L;
   vec<A> sum[R][NV];
   _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) {
-      sum[i][v] = first ? vec<A>{} : load(c + i * BN + v * L);
-    }
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) { sum[i][v] = first ? vec<A>{} : load(c + i * BN + v * L); }
   }
   for (int64_t j = 0; j < J; j++) {
     const A* at = a + red[j];
@@ -77,8 +75,8 @@ template <class T, class A>
 Index4 copy_piece(Layout layout, const T* image, const Index4& I, int64_t n, int64_t c0, int64_t C, Span h, Span w,
                   A* piece) {
   const Index4 P = index_of(layout, C, h.count, w.count);
-  const int64_t inside = at_most(at_least(-w.first, 0), w.count);                       // first column with data
-  const int64_t outside = at_least(at_most(w.size - w.first, w.count), inside);         // first column past it
+  const int64_t inside = at_most(at_least(-w.first, 0), w.count);                // first column with data
+  const int64_t outside = at_least(at_most(w.size - w.first, w.count), inside);  // first column past it
   const bool nchw = layout == Layout::nchw;
   const int64_t lines = nchw ? C : 1, run = nchw ? 1 : C;  // nhwc: a pixel is a run of C values
   for (int64_t c = 0; c < lines; c++) {
@@ -111,9 +109,9 @@ Index4 copy_piece(Layout layout, const T* image, const Index4& I, int64_t n, int
 // source at o * step + offset(t) for every tap t. fwd is one of these; bwd_input is one per phase of the stride.
 struct Axis {
   int64_t out, out0, out_step, step;
-  int64_t taps, tap0, tap_step;        // kernel taps tap0, tap0 + tap_step, ...
-  int64_t offset0, offset_step;        // offset(t) = offset0 + t * offset_step
-  int64_t source;                      // source size
+  int64_t taps, tap0, tap_step;  // kernel taps tap0, tap0 + tap_step, ...
+  int64_t offset0, offset_step;  // offset(t) = offset0 + t * offset_step
+  int64_t source;                // source size
 
   int64_t lowest() const { return taps == 0 ? 0 : at_most(offset0, offset0 + (taps - 1) * offset_step); }
   int64_t reach() const { return taps == 0 ? 0 : at_least(offset_step, -offset_step) * (taps - 1); }
@@ -195,7 +193,8 @@ struct Problem {
     if (h.out == 0 || w.out == 0) return;
     const int64_t rows = at_most(at_least(slab_pixels / w.out, 1), h.out), slabs = divide_up(h.out, rows);
     const int64_t J = terms(), pixels = rows * w.out;
-    const int64_t piece_rows = (rows - 1) * h.step + h.reach() + 1, piece_columns = (w.out - 1) * w.step + w.reach() + 1;
+    const int64_t piece_rows = (rows - 1) * h.step + h.reach() + 1,
+                  piece_columns = (w.out - 1) * w.step + w.reach() + 1;
     const int64_t flops = 2 * pixels * J * M;
 
     parallel_for(N * G * slabs, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
@@ -216,7 +215,8 @@ struct Problem {
         for (int64_t th = 0, j = 0; th < h.taps; th++) {
           for (int64_t tw = 0; tw < w.taps; tw++) {
             for (int64_t ch = 0; ch < C; ch++, j++) {
-              red[j] = P(0, ch, h.offset0 + th * h.offset_step - h.lowest(), w.offset0 + tw * w.offset_step - w.lowest());
+              red[j] =
+                  P(0, ch, h.offset0 + th * h.offset_step - h.lowest(), w.offset0 + tw * w.offset_step - w.lowest());
             }
           }
         }
@@ -233,10 +233,17 @@ template <class T, int NV>
 void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
   using A = acc_t<T>;
   const Index4 W = s.w_index();
-  const Problem<T, NV> p = {s.layout, s.N, s.G, s.ic_per_group(), s.oc_per_group(),
+  const Problem<T, NV> p = {s.layout,
+                            s.N,
+                            s.G,
+                            s.ic_per_group(),
+                            s.oc_per_group(),
                             forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
                             forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW),
-                            x, s.x_index(), y, s.y_index()};
+                            x,
+                            s.x_index(),
+                            y,
+                            s.y_index()};
   A* packed = static_cast<A*>(scratch(0, sizeof(A) * p.packed_size()));
   p.pack(packed, [&](int64_t g, int64_t oc, int64_t ic, int64_t kh, int64_t kw) {
     return w[W(g * s.oc_per_group() + oc, ic, kh, kw)];
@@ -250,10 +257,17 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
   const Index4 W = s.w_index();
   for (int64_t ph = 0; ph < s.SH; ph++) {
     for (int64_t pw = 0; pw < s.SW; pw++) {
-      const Problem<T, NV> p = {s.layout, s.N, s.G, s.oc_per_group(), s.ic_per_group(),
+      const Problem<T, NV> p = {s.layout,
+                                s.N,
+                                s.G,
+                                s.oc_per_group(),
+                                s.ic_per_group(),
                                 phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH),
                                 phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW),
-                                dy, s.y_index(), dx, s.x_index()};
+                                dy,
+                                s.y_index(),
+                                dx,
+                                s.x_index()};
       A* packed = static_cast<A*>(scratch(0, sizeof(A) * p.packed_size()));
       p.pack(packed, [&](int64_t g, int64_t ic, int64_t oc, int64_t kh, int64_t kw) {
         return w[W(g * s.oc_per_group() + oc, ic, kh, kw)];
@@ -332,21 +346,20 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 }  // namespace
 
 // NV = 2 vectors of output channels, or 1 where the group has no more.
-#define PYCONV_BY_TYPE_AND_WIDTH(channels, call)                 \
-  with_type(s.dtype, [&](auto type) {                            \
-    using T = decltype(type);                                    \
-    if ((channels) > Vec<acc_t<T>>::size) {                      \
-      constexpr int NV = 2;                                      \
-      call;                                                      \
-    } else {                                                     \
-      constexpr int NV = 1;                                      \
-      call;                                                      \
-    }                                                            \
+#define PYCONV_BY_TYPE_AND_WIDTH(channels, call) \
+  with_type(s.dtype, [&](auto type) {            \
+    using T = decltype(type);                    \
+    if ((channels) > Vec<acc_t<T>>::size) {      \
+      constexpr int NV = 2;                      \
+      call;                                      \
+    } else {                                     \
+      constexpr int NV = 1;                      \
+      call;                                      \
+    }                                            \
   })
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_BY_TYPE_AND_WIDTH(s.oc_per_group(),
-                           (fwd<T, NV>(s, (const T*)x, (const T*)w, (const T*)b, (T*)y)));
+  PYCONV_BY_TYPE_AND_WIDTH(s.oc_per_group(), (fwd<T, NV>(s, (const T*)x, (const T*)w, (const T*)b, (T*)y)));
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
