@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/batch_norm/batch_norm.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -17,6 +18,9 @@
 #define CONV STRIDE_PADDING "int dh, int dw, int groups, "
 #define MAX_POOL KERNEL STRIDE_PADDING "int dh, int dw, "
 #define AVG_POOL KERNEL STRIDE_PADDING
+#define BATCH_NORM_BWD                                                                            \
+  "(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, float eps, str algorithm) -> " \
+  "(Tensor dx, Tensor dweight, Tensor dbias)"
 
 // OP(name, arguments -> returns)
 #define PYCONV_OPS(OP)                                                                                              \
@@ -24,7 +28,13 @@
   OP(conv2d_bwd_input,                                                                                              \
      "(Tensor dy, Tensor w, SymInt ih, SymInt iw, " CONV "bool channels_last, str algorithm) -> Tensor")            \
   OP(conv2d_bwd_weight,                                                                                             \
-     "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")
+     "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")            \
+  OP(batch_norm_train,                                                                                              \
+     "(Tensor x, Tensor? weight, Tensor? bias, float eps, str algorithm) -> (Tensor y, Tensor mean, Tensor var)")   \
+  OP(batch_norm_eval,                                                                                               \
+     "(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm) -> Tensor")       \
+  OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                          \
+  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)
 
 STABLE_TORCH_LIBRARY(pyconv, m) {
 #define DEFINE(name, signature) m.def(#name signature), m.def("_" #name signature);
@@ -45,7 +55,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", pyconv::available_isas);
   m.def("set_isa", pyconv::set_isa);
 
-  m.attr("algorithms") = pybind11::dict(pybind11::arg("conv2d") = pyconv::conv2d::algorithms());
+  m.attr("algorithms") = pybind11::dict(pybind11::arg("conv2d") = pyconv::conv2d::algorithms(),
+                                        pybind11::arg("batch_norm") = pyconv::batch_norm::algorithms());
   m.attr("build") = pybind11::dict(pybind11::arg("compiler") = __VERSION__,
                                    pybind11::arg("torch") = PYCONV_BUILD_TORCH);
 }

@@ -28,6 +28,12 @@ def integer(op: str, name: str, value: Any) -> int:
         raise TypeError(f"{op}: {name} must be an int, got {value!r}") from None
 
 
+def number(op: str, name: str, value: Any) -> float:
+    if isinstance(value, (float, int)) or hasattr(value, "node"):  # a SymFloat stays one
+        return value
+    raise TypeError(f"{op}: {name} must be a float, got {value!r}")
+
+
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """(height, width) from an int, or from one or two ints as torch accepts them."""
     if type(value) is int:
@@ -159,3 +165,44 @@ def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[in
     """F.pad's (left, right, top, bottom) for an output as large as the input; the odd zero goes last."""
     total_h, total_w = dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
     return total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2
+
+
+def batch_norm(
+    x: Sequence[int],
+    training: bool,
+    eps: float,
+    running_mean: Sequence[int] | None,
+    running_var: Sequence[int] | None,
+    weight: Sequence[int] | None,
+    bias: Sequence[int] | None,
+) -> int:
+    """Values per channel of (N, C, ...), or the error that says why it cannot be normalised."""
+    op = "batch_norm"
+    if len(x) < 2:
+        raise ShapeError(
+            f"{op}: input must be (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), got {len(x)}-D of shape {tuple(x)}"
+        )
+    if (running_mean is None) != (running_var is None):
+        raise ShapeError(f"{op}: running_mean and running_var must either both be None or neither be None")
+    if not training and running_mean is None:
+        raise ShapeError(f"{op}: running_mean must be defined in evaluation mode, and so must running_var; got None")
+    for name, size in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if size is not None and (len(size) != 1 or size[0] != x[1]):
+            raise ShapeError(
+                f"{op}: {name} should contain {x[1]} elements, one per channel of input {tuple(x)}, got shape {tuple(size)}"
+            )
+    if eps < 0 or (training and eps == 0):
+        raise ShapeError(
+            f"{op}: eps must be {'positive during training' if training else 'non-negative'}, but got {eps}"
+        )
+    values = x[0]
+    for size in x[2:]:
+        values = values * size
+    if training and values == 1:
+        raise ShapeError(f"{op}: Expected more than 1 value per channel when training, got input size {tuple(x)}")
+    return values

@@ -105,15 +105,18 @@ struct Pool2dShape {
   Index4 y_index() const { return index_of(layout, C, h.out, w.out); }
 };
 
-// Batch norm sees (N, C, H, W) as C channels of M = N*H*W values each; statistics and parameters are acc_t<dtype>.
+// Batch norm sees (N, C, H, W) as C channels of N*H*W values each; what it keeps per channel, statistics and
+// parameters, is of type acc_t<dtype>.
 struct NormShape {
   int64_t N, C, H, W;
   DType dtype;
   Layout layout;
   double eps;
+  bool training;  // the statistics are the batch's own, so that their gradient flows into dx
 
   int64_t plane() const { return H * W; }
   int64_t per_channel() const { return N * H * W; }
+  Index4 x_index() const { return index_of(layout, C, H, W); }
 };
 
 }  // namespace pyconv

@@ -1,3 +1,4 @@
 """Registration of every operator with torch; the only caller of torch.ops.pyconv."""
 
+from pyconv._register import batch_norm as batch_norm
 from pyconv._register import conv2d as conv2d

@@ -1,0 +1,65 @@
+// batch_norm on the CPU: the kernels and the list that chooses among them (list.cpp).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "common/kernel_list.h"
+#include "common/shape.h"
+
+namespace pyconv::batch_norm {
+
+// One value per channel, of type acc_t<dtype>; a null weight means 1, a null bias 0.
+struct Affine {
+  const void *weight, *bias;
+};
+struct Statistics {
+  const void *mean, *var;
+};
+struct Gradients {
+  void *dx, *dweight, *dbias;
+};
+
+// x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole.
+using Train = void(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var);
+using Eval = void(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y);
+using Bwd = void(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+                 const Gradients& out);
+
+struct Kernel {
+  const char* name;
+  const char* source;  // file, relative to the repository
+  std::string (*why_not)(const NormShape&, Pass, Ask);
+  Train* train;
+  Eval* eval;
+  Bwd* bwd;  // of train or of eval, as s.training says
+};
+
+void train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
+           const std::string& algorithm);
+void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
+          const std::string& algorithm);
+void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+         const Gradients& out, const std::string& algorithm);
+
+std::vector<std::string> algorithms();
+std::vector<Refusal> ask(const NormShape& s, Pass pass, Ask what);
+
+// planes.h: float32, NCHW; a vector holds neighbouring pixels of one channel.
+std::string planes_why_not(const NormShape&, Pass, Ask);
+Train planes_train;
+Eval planes_eval;
+Bwd planes_bwd;
+
+// pixels.h: float32, channels_last; a vector holds neighbouring channels of one pixel.
+std::string pixels_why_not(const NormShape&, Pass, Ask);
+Train pixels_train;
+Eval pixels_eval;
+Bwd pixels_bwd;
+
+// reference.cpp: the formula, any type, any layout.
+std::string reference_why_not(const NormShape&, Pass, Ask);
+Train reference_train;
+Eval reference_eval;
+Bwd reference_bwd;
+
+}  // namespace pyconv::batch_norm

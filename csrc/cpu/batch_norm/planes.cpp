@@ -1,0 +1,30 @@
+// Instances of planes.h for every ISA, and when to use it.
+#include "cpu/batch_norm/batch_norm.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+#define PYCONV_KERNEL "cpu/batch_norm/planes.h"
+#include "cpu/for_each_isa.inc"
+
+namespace pyconv::batch_norm {
+
+std::string planes_why_not(const NormShape& s, Pass, Ask) {
+  if (s.dtype != DType::f32) return std::string("written for float32, not ") + name_of(s.dtype);
+  if (s.layout != Layout::nchw) return "a vector holds neighbouring pixels of a plane, and in channels_last none are";
+  return "";
+}
+
+void planes_train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var) {
+  PYCONV_PER_ISA(planes::train)(s, x, p, y, mean, var);
+}
+
+void planes_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y) {
+  PYCONV_PER_ISA(planes::eval)(s, x, given, p, y);
+}
+
+void planes_bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+                const Gradients& out) {
+  PYCONV_PER_ISA(planes::bwd)(s, dy, x, given, weight, out);
+}
+
+}  // namespace pyconv::batch_norm

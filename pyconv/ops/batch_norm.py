@@ -1,0 +1,112 @@
+"""Batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyconv import _shapes
+from pyconv._register import batch_norm as _batch_norm
+from pyconv.ops._check import algorithm_name, floating, tensor
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    algorithm: str | None = None,
+) -> Tensor:
+    """Batch normalisation, equivalent to torch.nn.functional.batch_norm.
+
+        y = (x - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c]
+
+    In training, mean and var are those of the batch (var biased: divided by the number M of values
+    in a channel) and the running statistics, where given, are updated in place:
+
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var  = (1 - momentum) * running_var  + momentum * var * M / (M - 1)
+
+    In eval, mean and var are the running statistics.
+
+    Args:
+        input: (N, C, H, W); also (N, C), (N, C, L) or any (N, C, ...). N may be 0, which leaves the
+            running statistics as they are.
+        running_mean, running_var: (C,) both or neither; needed in eval.
+        weight, bias: (C,) or None for 1 and 0.
+        training: normalise by the batch's own statistics.
+        momentum: the share of the new batch in the running statistics.
+        eps: added to the variance; positive in training.
+        algorithm: a name of pyconv.algorithms("batch_norm") to force that kernel in both
+            directions; None lets the list choose.
+
+    Returns:
+        As input; channels_last if input is. float64, float32, bfloat16, float16, with running
+        statistics and parameters of that type or of float32; sums run in float32 or wider.
+
+    Raises:
+        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit, or why
+            the forced algorithm cannot run.
+        TypeError: an argument of the wrong type.
+
+    Source: Ioffe and Szegedy, Batch Normalization, arXiv:1502.03167, algorithms 1 and 2.
+    """
+    op = "batch_norm"
+    floating(op, input)
+    momentum, eps = _shapes.number(op, "momentum", momentum), _shapes.number(op, "eps", eps)
+    dtype = _batch_norm.stats_dtype(input)
+    per_channel = (running_mean, running_var, weight, bias)
+    for name, t in zip(("running_mean", "running_var", "weight", "bias"), per_channel, strict=True):
+        if t is not None:
+            _check_per_channel(op, name, t, input, dtype)
+    sizes = (None if t is None else t.shape for t in per_channel)
+    values = _shapes.batch_norm(input.shape, training, eps, *sizes)
+    algorithm = algorithm_name(op, algorithm)
+
+    x = _as_images(input)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if training:
+        y, mean, var = _batch_norm.train(x, weight, bias, eps, algorithm)
+        if running_mean is not None and running_var is not None and values > 0:
+            _batch_norm.update(running_mean, mean, momentum)
+            _batch_norm.update(running_var, var * (values / (values - 1)), momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        # Copies where a backward pass may read them: a later batch must not change this gradient.
+        copy = torch.is_grad_enabled()
+        mean, var = running_mean.to(dtype, copy=copy), running_var.to(dtype, copy=copy)
+        y = _batch_norm.eval(x, mean, var, weight, bias, eps, algorithm)
+    return y if y.dim() == input.dim() else y.reshape(input.shape)
+
+
+def _check_per_channel(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> None:
+    tensor(op, name, t)
+    if t.dtype not in (dtype, input.dtype):
+        allowed = " or ".join(str(d) for d in dict.fromkeys((dtype, input.dtype)))
+        raise _shapes.ShapeError(
+            f"{op}: {name} must be {allowed} for an input of {input.dtype}, got {t.dtype}"
+        )
+    if t.device != input.device:
+        raise _shapes.ShapeError(
+            f"{op}: {name} must be on input's device {input.device}, got {t.device}"
+        )
+
+
+def _as_images(input: Tensor) -> Tensor:
+    """(N, C, ...) as (N, C, H, W) with the same values per channel."""
+    if input.dim() == 4:
+        return input
+    if input.dim() == 2:
+        return input[:, :, None, None]
+    if input.dim() == 3:
+        return input.contiguous().unsqueeze(2)
+    return input.flatten(2, -2)
