@@ -81,8 +81,8 @@ NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 ## make sanitize   the same under AddressSanitizer with UBSan, and under ThreadSanitizer
 .PHONY: sanitize
 sanitize: env
-	$(call ctest,asan,-DCMAKE_BUILD_TYPE=RelWithDebInfo "-DPYCONV_SANITIZE=address;undefined")
-	$(call ctest,tsan,-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPYCONV_SANITIZE=thread,$(NO_ASLR))
+	$(call ctest,asan,"-DPYCONV_SANITIZE=address;undefined")
+	$(call ctest,tsan,-DPYCONV_SANITIZE=thread,$(NO_ASLR))
 
 AARCH64 := -DPYCONV_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
            -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
