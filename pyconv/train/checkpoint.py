@@ -26,7 +26,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     """
     buffer = BytesIO()
     torch.save(state, buffer)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".tmp")
     try:
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
