@@ -1,5 +1,6 @@
 // The vector type of one ISA: PYCONV_BYTES wide, by GCC/Clang vector extensions, so that a + b * c is an FMA where
-// there is one. Included once per ISA by cpu/for_each_isa.inc, inside that ISA's namespace; hence no include guard.
+// there is one. Intrinsics only where the extensions have no word: masked memory and float16. Included once per ISA by
+// cpu/for_each_isa.inc, inside that ISA's namespace; hence no include guard.
 
 template <class T>
 struct Vec {
@@ -38,4 +39,139 @@ PYCONV_INLINE vec<T> load_first(const T* p, int64_t count) {
 template <class T>
 PYCONV_INLINE void store_first(T* p, vec<T> v, int64_t count) {
   for (int64_t i = 0; i < count; i++) p[i] = v[i];
+}
+
+#if PYCONV_BYTES == 64
+PYCONV_INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : (1u << count) - 1; }
+template <>
+inline __attribute__((always_inline)) vec<float> load_first(const float* p, int64_t count) {
+  return (vec<float>)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+template <>
+inline __attribute__((always_inline)) void store_first(float* p, vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+#elif PYCONV_BYTES == 32
+PYCONV_INLINE __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+inline __attribute__((always_inline)) vec<float> load_first(const float* p, int64_t count) {
+  return (vec<float>)_mm256_maskload_ps(p, first_lanes(count));
+}
+template <>
+inline __attribute__((always_inline)) void store_first(float* p, vec<float> v, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+}
+#endif
+
+// Storage types as vectors of what they are summed in: load_wide(bf16*) gives as many floats as a vector holds.
+template <class T>
+PYCONV_INLINE vec<acc_t<T>> load_wide(const T* p) {
+  return load(p);
+}
+template <class T>
+PYCONV_INLINE void store_narrow(T* p, vec<acc_t<T>> v) {
+  store(p, v);
+}
+
+typedef uint16_t Halves __attribute__((vector_size(PYCONV_BYTES / 2)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(PYCONV_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(PYCONV_BYTES)));
+
+template <>
+inline __attribute__((always_inline)) vec<float> load_wide(const bf16* p) {
+  const Halves h = *reinterpret_cast<const UnalignedHalves*>(p);
+  return (vec<float>)(__builtin_convertvector(h, Bits) << 16);
+}
+template <>
+inline __attribute__((always_inline)) void store_narrow(bf16* p, vec<float> v) {
+  const Bits bits = (Bits)v;
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  const Bits nan = (Bits)((bits & 0x7fffffffu) > 0x7f800000u);
+  *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), Halves);
+}
+
+template <>
+inline __attribute__((always_inline)) vec<float> load_wide(const f16* p) {
+#if PYCONV_BYTES == 64
+  return (vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif PYCONV_BYTES == 32
+  return (vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  vec<float> v;
+  for (int i = 0; i < Vec<float>::size; i++) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+template <>
+inline __attribute__((always_inline)) void store_narrow(f16* p, vec<float> v) {
+#if PYCONV_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif PYCONV_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < Vec<float>::size; i++) p[i] = narrow<f16>(v[i]);
+#endif
+}
+
+// Tails of storage types, through a buffer of their own.
+template <class T>
+PYCONV_INLINE vec<acc_t<T>> load_wide_first(const T* p, int64_t count) {
+  vec<acc_t<T>> v = {};
+  for (int64_t i = 0; i < count; i++) v[i] = widen(p[i]);
+  return v;
+}
+template <>
+inline __attribute__((always_inline)) vec<float> load_wide_first(const float* p, int64_t count) {
+  return load_first(p, count);
+}
+template <class T>
+PYCONV_INLINE void store_narrow_first(T* p, vec<acc_t<T>> v, int64_t count) {
+  for (int64_t i = 0; i < count; i++) pyconv::store(p + i, v[i]);
+}
+template <>
+inline __attribute__((always_inline)) void store_narrow_first(float* p, vec<float> v, int64_t count) {
+  store_first(p, v, count);
+}
+
+// The sum of all lanes, halves first: the same order on every call.
+template <class T>
+PYCONV_INLINE T sum_lanes(typename Vec<T>::type v) {
+  T lane[Vec<T>::size];
+  store(lane, v);
+  _Pragma("GCC unroll 4") for (int64_t half = Vec<T>::size / 2; half > 0; half /= 2) {
+    _Pragma("GCC unroll 8") for (int64_t i = 0; i < half; i++) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+// Rows become columns: r[i][j] and r[j][i] change places, in log2(L) rounds that exchange blocks of 1, 2, 4, ... lanes
+// between rows that many apart.
+template <class T>
+PYCONV_INLINE void transpose(vec<T> (&r)[Vec<T>::size]) {
+  constexpr int L = Vec<T>::size;
+  typedef typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type Lane;
+  typedef Lane Order __attribute__((vector_size(PYCONV_BYTES)));
+  _Pragma("GCC unroll 4") for (int d = 1; d < L; d *= 2) {
+    Order upper, lower;  // lanes of (a, b): a's blocks with bit d clear beside b's, and with bit d set
+    _Pragma("GCC unroll 16") for (int j = 0; j < L; j++) {
+      upper[j] = j & d ? L + j - d : j;
+      lower[j] = j & d ? L + j : j + d;
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < L; i++) {
+      if (i & d) continue;
+      const vec<T> a = r[i], b = r[i + d];
+#if defined(__clang__)
+      for (int j = 0; j < L; j++) {
+        r[i][j] = j & d ? b[j - d] : a[j];
+        r[i + d][j] = j & d ? b[j] : a[j + d];
+      }
+#else
+      r[i] = __builtin_shuffle(a, b, upper);
+      r[i + d] = __builtin_shuffle(a, b, lower);
+#endif
+    }
+  }
 }

@@ -1,0 +1,62 @@
+// Compiled once per ISA by test_simd.cpp; returns how many lanes were wrong.
+template <class T>
+int transposed_wrongly() {
+  constexpr int L = Vec<T>::size;
+  vec<T> r[L];
+  for (int i = 0; i < L; i++) {
+    for (int j = 0; j < L; j++) r[i][j] = static_cast<T>(i * 100 + j);
+  }
+  transpose<T>(r);
+  int bad = 0;
+  for (int i = 0; i < L; i++) {
+    for (int j = 0; j < L; j++) bad += r[i][j] != static_cast<T>(j * 100 + i);
+  }
+  return bad;
+}
+
+template <class T>
+int first_lanes_wrong() {
+  constexpr int L = Vec<T>::size;
+  T from[L], to[L];
+  int bad = 0;
+  for (int count = 0; count <= L; count++) {
+    for (int i = 0; i < L; i++) from[i] = static_cast<T>(i + 1), to[i] = -1;
+    const vec<T> v = load_first(from, count);
+    store_first(to, load(from), count);
+    for (int i = 0; i < L; i++) bad += (v[i] != (i < count ? i + 1 : 0)) + (to[i] != (i < count ? i + 1 : -1));
+  }
+  return bad;
+}
+
+// Conversions of a range of magnitudes, halfway cases and NaN agree with the scalar ones bit by bit.
+template <class T>
+int converted_wrongly() {
+  constexpr int L = Vec<float>::size;
+  int bad = 0;
+  for (uint32_t base = 0; base < 0x7f900000u; base += 0x00123457u) {
+    float x[L];
+    T narrowed[L];
+    for (int i = 0; i < L; i++) x[i] = float_from_bits((base + i * 0x1000u) ^ (i % 2 ? 0x80000000u : 0));
+    store_narrow(narrowed, load(x));
+    const vec<float> wide = load_wide(narrowed);
+    for (int i = 0; i < L; i++) {
+      const float expected = widen(narrow<T>(x[i]));
+      bad += expected == expected ? bits_of(wide[i]) != bits_of(expected) : wide[i] == wide[i];
+    }
+  }
+  return bad;
+}
+
+template <class T>
+int summed_wrongly() {
+  vec<T> v;
+  T sum = 0;
+  for (int i = 0; i < Vec<T>::size; i++) v[i] = static_cast<T>(i * i), sum += static_cast<T>(i * i);
+  return sum_lanes<T>(v) != sum;
+}
+
+int simd_words() {
+  return transposed_wrongly<float>() + transposed_wrongly<double>() + first_lanes_wrong<float>() +
+         first_lanes_wrong<double>() + converted_wrongly<bf16>() + converted_wrongly<f16>() + summed_wrongly<float>() +
+         summed_wrongly<double>();
+}
