@@ -21,9 +21,7 @@ inline const char* name_of(Layout layout) { return layout == Layout::nchw ? "NCH
 // offset = index(n, c, h, w) into a dense tensor of C channels of H x W.
 struct Index4 {
   int64_t n, c, h, w;  // strides, in elements
-  int64_t operator()(int64_t in, int64_t ic, int64_t ih, int64_t iw) const {
-    return in * n + ic * c + ih * h + iw * w;
-  }
+  int64_t operator()(int64_t in, int64_t ic, int64_t ih, int64_t iw) const { return in * n + ic * c + ih * h + iw * w; }
 };
 
 inline Index4 index_of(Layout layout, int64_t C, int64_t H, int64_t W) {
@@ -57,14 +55,15 @@ struct Conv2dShape {
   }
 };
 
-// A pooling window along one axis: output o reads inputs start(o), start(o) + step, ... below stop(o).
-// Adaptive pooling (kernel == 0) covers input [floor(o*I/O), ceil((o+1)*I/O)).
+// A pooling window along one axis: output o reads the inputs start(o), start(o) + step(), ... below stop(o); there may
+// be none where a dilated window steps over a small image. Adaptive pooling (kernel == 0) covers the inputs
+// [floor(o*in/out), ceil((o+1)*in/out)).
 struct PoolAxis {
   int64_t in, out, kernel, stride, padding, dilation;
 
   bool adaptive() const { return kernel == 0; }
   int64_t step() const { return adaptive() ? 1 : dilation; }
-  // First and one-past-last input row of the window, clipped to the input.
+  // First input of the window inside the image, and one past the last it may read.
   int64_t start(int64_t o) const {
     if (adaptive()) return o * in / out;
     const int64_t first = o * stride - padding;
@@ -74,12 +73,14 @@ struct PoolAxis {
     if (adaptive()) return divide_up((o + 1) * in, out);
     return at_most(o * stride - padding + (kernel - 1) * dilation + 1, in);
   }
-  // Rows the window would hold if padding counted: average pooling's count_include_pad divisor.
-  int64_t padded_extent(int64_t o) const {
+  // Inputs an undilated window counts: those in the image and, if asked, those in the padding, but never what a
+  // ceil_mode window reaches beyond the padding.
+  int64_t count(int64_t o, bool include_pad) const {
+    if (adaptive() || !include_pad) return stop(o) - start(o);
     const int64_t first = o * stride - padding;
     return at_most(first + kernel, in + padding) - first;
   }
-  // Outputs whose window may hold input i: [first_output(i), last_output(i)] (the window must still be asked).
+  // The outputs whose window may hold input i: all of them if dilation == 1, else the window must still be asked.
   int64_t first_output(int64_t i) const {
     if (adaptive()) return i * out / in;
     const int64_t reach = i + padding - (kernel - 1) * dilation;
@@ -93,16 +94,20 @@ struct PoolAxis {
 
 struct Pool2dShape {
   int64_t N, C;
-  PoolAxis h, w;
+  PoolAxis h, w;  // x (N, C, h.in, w.in), y and indices (N, C, h.out, w.out)
   DType dtype;
   Layout layout;
+  bool count_include_pad = true;  // of average pooling
+  int64_t divisor_override = 0;   // of average pooling; 0 counts the window
 
-  int64_t IH() const { return h.in; }
-  int64_t IW() const { return w.in; }
-  int64_t OH() const { return h.out; }
-  int64_t OW() const { return w.out; }
   Index4 x_index() const { return index_of(layout, C, h.in, w.in); }
   Index4 y_index() const { return index_of(layout, C, h.out, w.out); }
+  int64_t divisor(int64_t oh, int64_t ow) const {
+    if (divisor_override) return divisor_override;
+    return h.count(oh, count_include_pad) * w.count(ow, count_include_pad);
+  }
+  // Compulsory traffic of one direction, without indices.
+  int64_t bytes() const { return size_of(dtype) * N * C * (h.in * w.in + h.out * w.out); }
 };
 
 // Batch norm sees (N, C, H, W) as C channels of N*H*W values each; what it keeps per channel, statistics and

@@ -2,3 +2,4 @@
 
 from pyconv._register import batch_norm as batch_norm
 from pyconv._register import conv2d as conv2d
+from pyconv._register import pool2d as pool2d

@@ -3,3 +3,8 @@
 from pyconv.ops.batch_norm import batch_norm as batch_norm
 from pyconv.ops.conv2d import conv2d as conv2d
 from pyconv.ops.conv2d import conv_transpose2d as conv_transpose2d
+from pyconv.ops.pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
+from pyconv.ops.pool2d import adaptive_max_pool2d as adaptive_max_pool2d
+from pyconv.ops.pool2d import avg_pool2d as avg_pool2d
+from pyconv.ops.pool2d import max_pool2d as max_pool2d
+from pyconv.ops.pool2d import max_unpool2d as max_unpool2d

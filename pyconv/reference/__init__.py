@@ -12,3 +12,13 @@ from pyconv.reference.batch_norm import batch_norm_train_bwd as batch_norm_train
 from pyconv.reference.conv2d import conv2d as conv2d
 from pyconv.reference.conv2d import conv2d_bwd_input as conv2d_bwd_input
 from pyconv.reference.conv2d import conv2d_bwd_weight as conv2d_bwd_weight
+from pyconv.reference.pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
+from pyconv.reference.pool2d import adaptive_avg_pool2d_bwd as adaptive_avg_pool2d_bwd
+from pyconv.reference.pool2d import adaptive_max_pool2d as adaptive_max_pool2d
+from pyconv.reference.pool2d import adaptive_max_pool2d_bwd as adaptive_max_pool2d_bwd
+from pyconv.reference.pool2d import avg_pool2d as avg_pool2d
+from pyconv.reference.pool2d import avg_pool2d_bwd as avg_pool2d_bwd
+from pyconv.reference.pool2d import max_pool2d as max_pool2d
+from pyconv.reference.pool2d import max_pool2d_bwd as max_pool2d_bwd
+from pyconv.reference.pool2d import max_unpool2d as max_unpool2d
+from pyconv.reference.pool2d import max_unpool2d_bwd as max_unpool2d_bwd

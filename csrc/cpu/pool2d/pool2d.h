@@ -1,0 +1,85 @@
+// Pooling on the CPU: the kernels and the lists that choose among them (list.cpp). Adaptive pooling is the same list
+// with other windows.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "common/kernel_list.h"
+#include "common/shape.h"
+
+namespace pyconv::pool2d {
+
+// Operands are dense in s.layout and of type s.dtype; indices (N, C, OH, OW) are offsets ih*IW + iw into the plane, -1
+// where a window holds no pixel; outputs are written whole.
+using MaxFwd = void(const Pool2dShape& s, const void* x, void* y, int64_t* indices);
+using AvgFwd = void(const Pool2dShape& s, const void* x, void* y);
+using AvgBwd = void(const Pool2dShape& s, const void* dy, void* dx);
+// Between a pooled tensor (h.out, w.out) and the planes (h.in, w.in) that indices point into.
+using ToPlane = void(const Pool2dShape& s, const void* pooled, const int64_t* indices, void* plane);
+using FromPlane = void(const Pool2dShape& s, const void* plane, const int64_t* indices, void* pooled);
+
+using WhyNot = std::string(const Pool2dShape&, Pass, Ask);
+
+struct MaxKernel {
+  const char* name;
+  const char* source;  // file, relative to the repository
+  WhyNot* why_not;
+  MaxFwd* fwd;
+  ToPlane* bwd;  // dx[index] += dy
+};
+struct AvgKernel {
+  const char* name;
+  const char* source;
+  WhyNot* why_not;
+  AvgFwd* fwd;
+  AvgBwd* bwd;
+};
+struct UnpoolKernel {
+  const char* name;
+  const char* source;
+  WhyNot* why_not;
+  ToPlane* fwd;    // y[index] = x, zero elsewhere
+  FromPlane* bwd;  // dx = dy[index]
+};
+
+// `op` is the name a refusal speaks of: max_pool2d or adaptive_max_pool2d.
+const MaxKernel& choose_max(const char* op, const Pool2dShape& s, Pass pass, const std::string& algorithm);
+const AvgKernel& choose_avg(const char* op, const Pool2dShape& s, Pass pass, const std::string& algorithm);
+const UnpoolKernel& choose_unpool(const char* op, const Pool2dShape& s, Pass pass, const std::string& algorithm);
+
+std::vector<std::string> max_algorithms();
+std::vector<std::string> avg_algorithms();
+std::vector<std::string> unpool_algorithms();
+std::vector<Refusal> ask_max(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Refusal> ask_avg(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Refusal> ask_unpool(const Pool2dShape& s, Pass pass, Ask what);
+
+// reference.cpp: the formula, any type, any window.
+WhyNot reference_why_not;
+MaxFwd reference_max_fwd;
+ToPlane reference_max_bwd;
+AvgFwd reference_avg_fwd;
+AvgBwd reference_avg_bwd;
+ToPlane reference_unpool_fwd;
+FromPlane reference_unpool_bwd;
+
+// channels.cpp: float32 channels_last, lanes are channels.
+WhyNot channels_max_why_not, channels_avg_why_not;
+MaxFwd channels_max_fwd;
+ToPlane channels_max_bwd;
+AvgFwd channels_avg_fwd;
+AvgBwd channels_avg_bwd;
+
+// rows.cpp: float32 NCHW, lanes are columns of the output.
+WhyNot rows_max_why_not, rows_avg_why_not;
+MaxFwd rows_max_fwd;
+ToPlane rows_max_bwd;
+AvgFwd rows_avg_fwd;
+AvgBwd rows_avg_bwd;
+
+// planes.cpp: float32 NCHW, the mean of whole planes.
+WhyNot planes_avg_why_not;
+AvgFwd planes_avg_fwd;
+AvgBwd planes_avg_bwd;
+
+}  // namespace pyconv::pool2d
