@@ -12,9 +12,11 @@ their own: there the ordinary requirement is the answer.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (every hook not replaced below)
@@ -51,6 +53,8 @@ def with_torch(hook):
     def run(*args, **kwargs):
         _, path = find_torch() or ("", [])
         sys.path += [entry for entry in path if entry and entry not in sys.path]
+        for stale in Path("build").glob("lib*"):  # setuptools would pack modules deleted since
+            shutil.rmtree(stale)
         return hook(*args, **kwargs)
 
     return run
