@@ -77,6 +77,13 @@ def test_json_lines(tmp_path, capsys):
     assert end["test_accuracy"] == epoch["test_accuracy"]
 
 
+def test_json_has_null_where_a_run_diverged(tmp_path, capsys):
+    flags = ("--optimizer=sgd", "--lr=1e30", "--batch-size=1000", "--epochs=1", "--json")
+    code, out, _ = run_main(capsys, "train", *SMALL, *flags, "--output", tmp_path)
+    assert code == 0
+    assert json.loads(out.splitlines()[1], parse_constant=pytest.fail)["loss"] is None
+
+
 def test_finished_run_can_be_replaced_resumed_and_extended(tmp_path, capsys):
     arguments = ("train", *SMALL, "--batch-size=500", "--output", tmp_path)
     assert run_main(capsys, *arguments, "--epochs=1")[0] == 0
@@ -140,7 +147,7 @@ def test_killed_at_any_moment_the_resumed_run_ends_with_the_same_bits(tmp_path, 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # Plain momentum, because Adam magnifies rounding; 2,000 images leave a last batch of one image, of
 # which the second process has none. The weights then differ by 5e-6 (measured).
-TWO = (*SMALL, "--optimizer=sgd", "--lr=0.05", "--batch-size=1999", "--epochs=3")
+TWO = (*SMALL, "--layers=pyconv", "--optimizer=sgd", "--lr=0.05", "--batch-size=1999", "--epochs=3")
 
 
 def test_two_processes_train_the_same_model_as_one(tmp_path, capsys):

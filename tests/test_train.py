@@ -76,6 +76,14 @@ def test_same_seed_same_bits_other_seed_other_bits(digits):
     assert not torch.equal(other.module.fc3.weight, run.module.fc3.weight)
 
 
+def test_our_layers_give_the_same_bits_on_any_number_of_threads(digits):
+    """The model has nothing but them: no linear layer of torch's."""
+    flags = {"model": "simple_cnn_bn", "layers": "pyconv", "epochs": 1}
+    one = finish(make(digits, **flags))
+    torch.set_num_threads(2)
+    assert_same_bits(finish(make(digits, **flags)), one)
+
+
 RESUMED = {
     "adam": {},
     "sgd, one-cycle": {"optimizer": "sgd", "lr": 0.1, "schedule": "one-cycle"},
@@ -83,6 +91,9 @@ RESUMED = {
     "channels_last": {"channels_last": True, "optimizer": "sgd", "lr": 0.05},
     "bf16": {"autocast": "bf16"},
     "fp16": {"autocast": "fp16", "optimizer": "sgd", "lr": 0.01},
+    "our layers": {"layers": "pyconv"},
+    "our layers, batch norm": {"layers": "pyconv", "model": "simple_cnn_bn"},
+    "our layers, NHWC": {"layers": "pyconv", "model": "simple_cnn_bn", "channels_last": True},
 }
 
 

@@ -77,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--threads", type=int, help="of the CPU")
     a("--channels-last", **switch, help="keep images and weights as NHWC")
     a("--autocast", choices=AUTOCAST, help="compute in low precision where it is safe")
-    a("--sync-bn", **switch, help="batch-norm statistics over all processes (GPUs only)")
+    a(
+        "--sync-bn",
+        **switch,
+        help="batch-norm statistics over all processes' shares (GPUs only)",
+    )
 
     a("--output", type=Path, help="folder of checkpoint.pt and model.pt (runs/MODEL-DATA-LAYERS)")
     a("--resume", action="store_true", help="continue the run in the output folder")

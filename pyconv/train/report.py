@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from math import isfinite
 from typing import Any
 
 from . import distributed
@@ -19,10 +20,13 @@ class Report:
         self.bar: Any = None
 
     def event(self, name: str, text: str, **fields: Any) -> None:
-        """Print ``text``, or the event's name and fields as JSON."""
+        """Print ``text``, or the event's name and fields as JSON, which has null for NaN."""
         if self.silent:
             return
-        print(json.dumps({"event": name, **fields}) if self.as_json else text, flush=True)
+        if self.as_json:
+            finite = {k: v for k, v in fields.items() if not isinstance(v, float) or isfinite(v)}
+            text = json.dumps({"event": name, **dict.fromkeys(fields), **finite})
+        print(text, flush=True)
 
     def start(self, run: Run, threads: int) -> None:
         """Say what is trained on what."""

@@ -112,7 +112,7 @@ class Run:
         steps, where `state_dict` may be taken.
         """
         order = torch.Generator().manual_seed(self.settings["seed"] * 1_000_003 + self.epoch)
-        indices = torch.randperm(len(self.data.train.labels), generator=order)
+        indices = torch.randperm(len(self.data.train.labels), generator=order).to(self.device)
         self.model.train()
         while self.step < self.steps:
             start = time.perf_counter()
@@ -147,7 +147,7 @@ class Run:
         processes by which averaging the gradients divides: so they are those of the global mean,
         also where the shares differ in size.
         """
-        mine = distributed.share(batch).to(self.device)
+        mine = distributed.share(batch)
         images, labels = self.train[0][mine], self.train[1][mine]
         logits = self._forward(self.model, images)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
