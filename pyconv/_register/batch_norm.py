@@ -259,8 +259,18 @@ def _unfold(size: int, t: Tensor) -> tuple[Tensor, int]:
     return t.unflatten(dim, (size, t.shape[dim] // size)), dim
 
 
-def _train_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    outputs = train(*_fold(info.batch_size, in_dims, args))
+def _train_vmap(info: Any, in_dims: tuple, x: Any, weight: Any, bias: Any, *rest: Any) -> tuple:
+    if in_dims[0] is None:  # one batch under many weights: its statistics are not batched
+        xhat, mean, var = train(x, None, None, *rest)
+        weight, bias = (
+            t if t is None or dim is None else t.movedim(dim, 0)
+            for t, dim in zip((weight, bias), in_dims[1:3], strict=True)
+        )
+        y = wide(xhat).expand(info.batch_size, *xhat.shape)
+        y = y if weight is None else y * weight[..., None, :, None, None]
+        y = y if bias is None else y + bias[..., None, :, None, None]
+        return (y.to(x.dtype), mean, var), (0, None, None)
+    outputs = train(*_fold(info.batch_size, in_dims, (x, weight, bias, *rest)))
     return tuple(zip(*(_unfold(info.batch_size, t) for t in outputs), strict=True))
 
 
@@ -319,13 +329,28 @@ eval_bwd = register(
 # --- running statistics
 
 
-def update(running: Tensor, batch: Tensor, momentum: float) -> None:
-    """running = (1 - momentum) * running + momentum * batch, in place.
+def update(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    values: int,
+    momentum: float,
+) -> None:
+    """Moves both towards the batch in place: running = (1 - momentum) * running + momentum * batch.
 
-    Under torch.func, a running statistic that did not come through a transform belongs outside of
-    it and is updated there; the batch of one lane of vmap has no such place to go.
+    var is biased, running_var is not: var * M / (M - 1) for the M values of a channel.
     """
-    if not _compiling() and _transforming() and not _at_innermost(running):
+    with torch.no_grad():
+        _move(running_mean, mean, momentum)
+        _move(running_var, var * (values / (values - 1)), momentum)
+
+
+def _move(running: Tensor, batch: Tensor, momentum: float) -> None:
+    transformed = not _compiling() and _transforming()
+    if transformed and not _at_innermost(running):
+        # A running statistic that did not come through a transform is updated outside of it; but
+        # the batches of the lanes of a vmap have no one place to go.
         if _at_innermost(batch):
             if _functorch.is_batchedtensor(batch):
                 raise RuntimeError(
@@ -335,13 +360,11 @@ def update(running: Tensor, batch: Tensor, momentum: float) -> None:
                 )
             batch = _functorch.get_unwrapped(batch)
         with temporarily_pop_interpreter_stack():
-            update(running, batch, momentum)
-        return
-    with torch.no_grad():
-        if running.dtype == batch.dtype:
-            running.lerp_(batch, momentum)
-        else:
-            running.copy_(torch.lerp(running.to(batch.dtype), batch, momentum))
+            _move(running, batch, momentum)
+    elif transformed or running.dtype != batch.dtype:
+        running.copy_(torch.lerp(running.to(batch.dtype), batch, momentum))
+    else:
+        running.lerp_(batch, momentum)
 
 
 def _at_innermost(t: Tensor) -> bool:

@@ -11,6 +11,8 @@ from pyconv import _shapes
 from pyconv._register import batch_norm as _batch_norm
 from pyconv.ops._check import algorithm_name, floating, tensor
 
+_PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
+
 
 def batch_norm(
     input: Tensor,
@@ -52,8 +54,8 @@ def batch_norm(
         statistics and parameters of that type or of float32; sums run in float32 or wider.
 
     Raises:
-        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit, or why
-            the forced algorithm cannot run.
+        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit.
+        ValueError: why the forced algorithm cannot run.
         TypeError: an argument of the wrong type.
 
     Source: Ioffe and Szegedy, Batch Normalization, arXiv:1502.03167, algorithms 1 and 2.
@@ -63,21 +65,20 @@ def batch_norm(
     momentum, eps = _shapes.number(op, "momentum", momentum), _shapes.number(op, "eps", eps)
     dtype = _batch_norm.stats_dtype(input)
     per_channel = (running_mean, running_var, weight, bias)
-    for name, t in zip(("running_mean", "running_var", "weight", "bias"), per_channel, strict=True):
-        if t is not None:
-            _check_per_channel(op, name, t, input, dtype)
-    sizes = (None if t is None else t.shape for t in per_channel)
+    sizes = [
+        None if t is None else _size(op, name, t, input, dtype)
+        for name, t in zip(_PER_CHANNEL, per_channel, strict=True)
+    ]
     values = _shapes.batch_norm(input.shape, training, eps, *sizes)
     algorithm = algorithm_name(op, algorithm)
 
     x = _as_images(input)
-    weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    weight = weight if weight is None or weight.dtype == dtype else weight.to(dtype)
+    bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
     if training:
         y, mean, var = _batch_norm.train(x, weight, bias, eps, algorithm)
         if running_mean is not None and running_var is not None and values > 0:
-            _batch_norm.update(running_mean, mean, momentum)
-            _batch_norm.update(running_var, var * (values / (values - 1)), momentum)
+            _batch_norm.update(running_mean, running_var, mean, var, values, momentum)
     else:
         assert running_mean is not None
         assert running_var is not None
@@ -88,7 +89,8 @@ def batch_norm(
     return y if y.dim() == input.dim() else y.reshape(input.shape)
 
 
-def _check_per_channel(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> None:
+def _size(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> torch.Size:
+    """The shape of what is given per channel, once its type, dtype and device are right."""
     tensor(op, name, t)
     if t.dtype not in (dtype, input.dtype):
         allowed = " or ".join(str(d) for d in dict.fromkeys((dtype, input.dtype)))
@@ -99,6 +101,7 @@ def _check_per_channel(op: str, name: str, t: Any, input: Tensor, dtype: torch.d
         raise _shapes.ShapeError(
             f"{op}: {name} must be on input's device {input.device}, got {t.device}"
         )
+    return t.shape
 
 
 def _as_images(input: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t L = Vec<float>::size;  // lanes: channels
 constexpr int64_t part_values = 16384;   // 64 KB
 constexpr int64_t least_pixels = 32;     // of a part, to keep the partial sums small beside x
+constexpr int64_t run = 32;              // pixels summed at a time: sums of short sums round less
 constexpr int64_t serial_sums = 4096;
 using V = vec<float>;
 
@@ -76,12 +77,16 @@ void moments(const float* x, int64_t pixels, int64_t C, double* mean, double* m2
       for (int k = 0; k < K; k++) shift[k] += block.get(x + p * C + c + k * L);
     }
     for (int k = 0; k < K; k++) shift[k] /= float(pixels);
-    for (int64_t p = 0; p < pixels; p++) {
-      for (int k = 0; k < K; k++) {
-        const V d = block.get(x + p * C + c + k * L) - shift[k];
-        sum[k] += d;
-        squares[k] += d * d;
+    for (int64_t p = 0; p < pixels;) {
+      V run_sum[K] = {}, run_squares[K] = {};
+      for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
+        for (int k = 0; k < K; k++) {
+          const V d = block.get(x + p * C + c + k * L) - shift[k];
+          run_sum[k] += d;
+          run_squares[k] += d * d;
+        }
       }
+      for (int k = 0; k < K; k++) sum[k] += run_sum[k], squares[k] += run_squares[k];
     }
     for (int64_t i = 0; i < block.channels; i++) {
       const double rest = double(sum[i / L][i % L]) / pixels;  // what rounding took from shift
@@ -98,12 +103,16 @@ void products(const float* dy, const float* x, const float* mean, int64_t pixels
     constexpr int K = decltype(block)::K;
     V shift[K], sum[K] = {}, product[K] = {};
     for (int k = 0; k < K; k++) shift[k] = block.get(mean + c + k * L);
-    for (int64_t p = 0; p < pixels; p++) {
-      for (int k = 0; k < K; k++) {
-        const V g = block.get(dy + p * C + c + k * L);
-        sum[k] += g;
-        product[k] += g * (block.get(x + p * C + c + k * L) - shift[k]);
+    for (int64_t p = 0; p < pixels;) {
+      V run_sum[K] = {}, run_product[K] = {};
+      for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
+        for (int k = 0; k < K; k++) {
+          const V g = block.get(dy + p * C + c + k * L);
+          run_sum[k] += g;
+          run_product[k] += g * (block.get(x + p * C + c + k * L) - shift[k]);
+        }
       }
+      for (int k = 0; k < K; k++) sum[k] += run_sum[k], product[k] += run_product[k];
     }
     for (int64_t i = 0; i < block.channels; i++) {
       dy_sum[c + i] = sum[i / L][i % L];
