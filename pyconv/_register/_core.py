@@ -36,12 +36,13 @@ _autocasting = torch.is_autocast_enabled
 
 def _no_cuda(*_args: Any) -> Any:
     raise NotImplementedError(
-        "pyconv has no CUDA kernels in this build; move the tensors to the CPU, or see `python -m pyconv info`"
+        "pyconv has no CUDA kernels in this build; move the tensors to the CPU, or see"
+        " `python -m pyconv info`"
     )
 
 
 def _implement(name: str) -> None:
-    """Where the compiled half is missing, the reference stands in; its annotations are the schema."""
+    """Without the compiled half the reference stands in; its annotations are the schema."""
     if _native.lib is None:
         function = getattr(reference, name)
         schema = torch.library.infer_schema(function, mutates_args=())
@@ -88,14 +89,18 @@ def register(
     def fake_on_one_device(*args: Any) -> Any:
         devices = {a.device for a in args[:tensors] if a is not None}
         if len(devices) > 1:
-            raise ShapeError(f"{name}: all tensors must be on one device, got {sorted(map(str, devices))}")
+            raise ShapeError(
+                f"{name}: all tensors must be on one device, got {sorted(map(str, devices))}"
+            )
         return fake(*args)
 
     for alias in (name, "_" + name):
         torch.library.register_fake(f"pyconv::{alias}", fake_on_one_device)
 
     torch.library.register_vmap(f"pyconv::{name}", vmap)
-    _library.impl(name, _autograd_kernel(name, op, setup, backward, jvp), "Autograd", with_keyset=True)
+    _library.impl(
+        name, _autograd_kernel(name, op, setup, backward, jvp), "Autograd", with_keyset=True
+    )
     if flops is not None:
         register_flop_formula(packets)(flops)
 
@@ -120,7 +125,9 @@ def register(
 
             def cast_and_call(*args: Any, device: str = device) -> Any:
                 with torch._C._ExcludeDispatchKeyGuard(
-                    torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+                    torch._C.DispatchKeySet(
+                        getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+                    )
                 ):
                     return op(*_cast(args, device))
 
@@ -157,10 +164,11 @@ def _autograd_kernel(
 ) -> Callable[..., Any]:
     """What runs under the dispatch key Autograd, at every level of nested transforms.
 
-    As torch.library.register_autograd, which knows no forward mode (tangents come out zero, silently)
-    and refuses torch.func. Like the kernels of torch's own operators it records one level and sends
-    the call on to the next: below the key Autograd, with the modes the caller had. autograd.Function
-    switches both modes off for forward and jvp, which would hide the call from the levels outside.
+    As torch.library.register_autograd, but that knows no forward mode (tangents come out zero,
+    silently) and refuses torch.func. Like the kernels of torch's own operators this one records one
+    level and sends the call on to the next: below the key Autograd, with the modes the caller had.
+    autograd.Function switches both modes off for forward and jvp, which would hide the call from
+    the levels outside.
     """
 
     def send_on(keyset: Any, args: Sequence[Any]) -> Any:
@@ -190,7 +198,7 @@ def _autograd_kernel(
             return send_on(keyset, args)
         modes = _grad_enabled(), torch._C._is_fwd_grad_enabled()
         with enable_single_level_autograd_function():
-            # Function.apply of Python would start torch.func over again; the one it inherits does not.
+            # Function.apply of Python would enter torch.func again; the one it inherits does not.
             return super(torch.autograd.Function, Node).apply(*args, keyset, *modes)
 
     return kernel

@@ -40,14 +40,21 @@ def _fake_bwd_weight(dy, x, kh, kw, sh, sw, ph, pw, dh, dw, groups, channels_las
     return empty(dy, (dy.shape[1], x.shape[1] // groups, kh, kw), format_of(channels_last))
 
 
+def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
+    """The factors of a product; each is read only by the gradient of the other."""
+    need_a, need_b = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(a if need_b else None, b if need_a else None)
+    ctx.save_for_forward(a, b)
+
+
 # --- y = conv2d(x, w) + b
 
 
 def _fwd_setup(ctx: Any, inputs: tuple, y: Tensor) -> None:
-    x, w, b, *ctx.geometry, ctx.algorithm = inputs
-    ctx.save_for_backward(x, w)
-    ctx.save_for_forward(x, w)
-    ctx.has_bias = b is not None
+    x, w, _ = inputs[:3]
+    _save(ctx, x, w)
+    ctx.image, ctx.window, ctx.geometry = x.shape[2:], w.shape[2:], inputs[3:10]
+    ctx.algorithm = inputs[10]
     ctx.channels_last = is_channels_last(y)
 
 
@@ -55,8 +62,8 @@ def _fwd_backward(ctx: Any, dy: Tensor):
     x, w = ctx.saved_tensors
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     rest = (*ctx.geometry, ctx.channels_last, ctx.algorithm)
-    dx = bwd_input(dy, w, *x.shape[2:], *rest) if need_x else None
-    dw = bwd_weight(dy, x, *w.shape[2:], *rest) if need_w else None
+    dx = bwd_input(dy, w, *ctx.image, *rest) if need_x else None
+    dw = bwd_weight(dy, x, *ctx.window, *rest) if need_w else None
     db = dy.sum((0, 2, 3)) if need_b else None
     return dx, dw, db, *_NONE, None
 
@@ -78,26 +85,24 @@ def _fwd_jvp(ctx: Any, tx, tw, tb, *_):
 
 
 def _bwd_input_setup(ctx: Any, inputs: tuple, dx: Tensor) -> None:
-    dy, w, ctx.ih, ctx.iw, *ctx.geometry, ctx.channels_last, ctx.algorithm = inputs
-    ctx.save_for_backward(dy, w)
-    ctx.save_for_forward(dy, w)
+    dy, w = inputs[:2]
+    _save(ctx, dy, w)
+    ctx.image, ctx.window, ctx.geometry = inputs[2:4], w.shape[2:], inputs[4:11]
+    ctx.channels_last, ctx.algorithm = inputs[11:]
 
 
 def _bwd_input_backward(ctx: Any, g: Tensor):
     dy, w = ctx.saved_tensors
     need_dy, need_w = ctx.needs_input_grad[:2]
     ddy = fwd(g, w, None, *ctx.geometry, ctx.algorithm) if need_dy else None
-    dw = (
-        bwd_weight(dy, g, *w.shape[2:], *ctx.geometry, ctx.channels_last, ctx.algorithm)
-        if need_w
-        else None
-    )
+    rest = (*ctx.geometry, ctx.channels_last, ctx.algorithm)
+    dw = bwd_weight(dy, g, *ctx.window, *rest) if need_w else None
     return ddy, dw, None, None, *_NONE, None, None
 
 
 def _bwd_input_jvp(ctx: Any, tdy, tw, *_):
     dy, w = ctx.saved_tensors
-    rest = (ctx.ih, ctx.iw, *ctx.geometry, ctx.channels_last, ctx.algorithm)
+    rest = (*ctx.image, *ctx.geometry, ctx.channels_last, ctx.algorithm)
     terms = []
     if tdy is not None:
         terms.append(bwd_input(tdy, w, *rest))
@@ -110,26 +115,24 @@ def _bwd_input_jvp(ctx: Any, tdy, tw, *_):
 
 
 def _bwd_weight_setup(ctx: Any, inputs: tuple, dw: Tensor) -> None:
-    dy, x, ctx.kh, ctx.kw, *ctx.geometry, ctx.channels_last, ctx.algorithm = inputs
-    ctx.save_for_backward(dy, x)
-    ctx.save_for_forward(dy, x)
+    dy, x = inputs[:2]
+    _save(ctx, dy, x)
+    ctx.image, ctx.window, ctx.geometry = x.shape[2:], inputs[2:4], inputs[4:11]
+    ctx.channels_last, ctx.algorithm = inputs[11:]
 
 
 def _bwd_weight_backward(ctx: Any, g: Tensor):
     dy, x = ctx.saved_tensors
     need_dy, need_x = ctx.needs_input_grad[:2]
     ddy = fwd(x, g, None, *ctx.geometry, ctx.algorithm) if need_dy else None
-    dx = (
-        bwd_input(dy, g, *x.shape[2:], *ctx.geometry, ctx.channels_last, ctx.algorithm)
-        if need_x
-        else None
-    )
+    rest = (*ctx.geometry, ctx.channels_last, ctx.algorithm)
+    dx = bwd_input(dy, g, *ctx.image, *rest) if need_x else None
     return ddy, dx, None, None, *_NONE, None, None
 
 
 def _bwd_weight_jvp(ctx: Any, tdy, tx, *_):
     dy, x = ctx.saved_tensors
-    rest = (ctx.kh, ctx.kw, *ctx.geometry, ctx.channels_last, ctx.algorithm)
+    rest = (*ctx.window, *ctx.geometry, ctx.channels_last, ctx.algorithm)
     terms = []
     if tdy is not None:
         terms.append(bwd_weight(tdy, x, *rest))
