@@ -1,11 +1,21 @@
 """pyconv: hand-written convolution, pooling and batch-norm kernels for PyTorch.
 
-    from pyconv import ops                     # ops.conv2d(x, w), as torch.nn.functional
-    import pyconv.nn as nn                     # nn.Conv2d(3, 64, 3), as torch.nn
-    pyconv.convert(model)                      # swap the layers of a model you already have
-    pyconv.algorithms("conv2d")                # what can run; algorithm="name" forces one
+    from pyconv import ops                  # ops.conv2d(x, w), as torch.nn.functional
+    import pyconv.nn as nn                  # nn.Conv2d(3, 64, 3), as torch.nn
+    pyconv.convert(model)                   # swap the layers of a model you already have
+    with pyconv.override_torch(): ...       # route torch.nn.functional's calls
+    pyconv.grad.conv2d_weight(x, size, dy)  # the gradients as functions, as torch.nn.grad
+    pyconv.algorithms("conv2d")             # what can run; algorithm="name" forces one
+
+To see how it works, read pyconv/reference first: the same sums in plain PyTorch.
 """
 
 from pyconv import _native as _native
+from pyconv import grad as grad
+from pyconv import nn as nn
 from pyconv import ops as ops
 from pyconv._shapes import ShapeError as ShapeError
+from pyconv.convert import convert as convert
+from pyconv.convert import revert as revert
+from pyconv.ops._algorithms import algorithms as algorithms
+from pyconv.override import override_torch as override_torch

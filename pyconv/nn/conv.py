@@ -1,0 +1,68 @@
+"""Convolution layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyconv import ops
+from pyconv.nn._algorithm import AlgorithmMixin
+
+
+class Conv2d(AlgorithmMixin, torch.nn.Conv2d):
+    """torch.nn.Conv2d on pyconv.ops: (N, IC, IH, IW) -> (N, OC, OH, OW)."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: str | int | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":  # the kernels pad with zeros, F.pad with anything else
+            input = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return ops.conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            algorithm=self.algorithm,
+        )
+
+
+class ConvTranspose2d(AlgorithmMixin, torch.nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d on pyconv.ops: (N, IC, IH, IW) -> (N, OC, OH, OW)."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            2,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return ops.conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+            algorithm=self.algorithm,
+        )
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+    """torch.nn.LazyConv2d: in_channels from the first input, then a Conv2d."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
+    """torch.nn.LazyConvTranspose2d: in_channels from the first input, then a ConvTranspose2d."""
+
+    cls_to_become = ConvTranspose2d
