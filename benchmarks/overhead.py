@@ -1,4 +1,4 @@
-"""What one call costs before any arithmetic: conv2d of a (1, 1, 8, 8) image, in microseconds, beside torch's.
+"""What one call costs before any arithmetic: conv2d of (1, 1, 8, 8), in microseconds, beside torch's.
 
     python -m benchmarks.overhead
 
@@ -19,10 +19,10 @@ from pyconv import ops
 ROUNDS, CALLS = 31, 300
 
 
-def microseconds(call: Callable[[], object]) -> float:
+def microseconds(row: Callable[[Callable], object], conv: Callable) -> float:
     start = time.perf_counter()
     for _ in range(CALLS):
-        call()
+        row(conv)
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         times: dict[object, list[float]] = {ops.conv2d: [], F.conv2d: []}
         for _ in range(ROUNDS):
             for conv in times:
-                times[conv].append(microseconds(lambda conv=conv: row(conv)))
+                times[conv].append(microseconds(row, conv))
         ours, torchs = (statistics.median(t) for t in times.values())
         print(f"{name:<28}{ours:8.1f}{torchs:8.1f}")
 

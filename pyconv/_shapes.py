@@ -20,7 +20,7 @@ class ShapeError(ValueError, RuntimeError):
 def integer(op: str, name: str, value: Any) -> int:
     if type(value) is int:
         return value
-    if isinstance(value, bool) or isinstance(value, float):
+    if isinstance(value, (bool, float)):
         raise TypeError(f"{op}: {name} must be an int, got {value!r}")
     try:
         return value if hasattr(value, "node") else operator.index(value)  # a SymInt stays one
@@ -80,8 +80,8 @@ def conv2d_weight(op: str, weight: Sequence[int], groups: int, layout: str) -> N
         raise ShapeError(f"{op}: groups must be at least 1, got {groups}")
     if weight[0] % groups:
         raise ShapeError(
-            f"{op}: weight's first dimension must be divisible by groups, got weight of shape {tuple(weight)}"
-            f" with groups={groups}"
+            f"{op}: weight's first dimension must be divisible by groups, got weight of shape"
+            f" {tuple(weight)} with groups={groups}"
         )
 
 
@@ -107,7 +107,9 @@ def conv2d(
             f" {w[1] * groups} channels, but got {x[1]} channels instead"
         )
     if bias is not None and (len(bias) != 1 or bias[0] != w[0]):
-        raise ShapeError(f"{op}: bias must have shape ({w[0]},), one value per output channel, got {tuple(bias)}")
+        raise ShapeError(
+            f"{op}: bias must have shape ({w[0]},), one value per output channel, got {tuple(bias)}"
+        )
     oh = conv_output(x[2], w[2], stride[0], padding[0], dilation[0])
     ow = conv_output(x[3], w[3], stride[1], padding[1], dilation[1])
     if oh < 1 or ow < 1:
@@ -145,7 +147,9 @@ def conv_transpose2d(
         )
     channels = w[1] * groups
     if bias is not None and (len(bias) != 1 or bias[0] != channels):
-        raise ShapeError(f"{op}: bias must have shape ({channels},), one value per output channel, got {tuple(bias)}")
+        raise ShapeError(
+            f"{op}: bias must have shape ({channels},), one value per output channel, got {tuple(bias)}"
+        )
     for i in (0, 1):
         if output_padding[i] >= max(stride[i], dilation[i]):
             raise ShapeError(
@@ -153,11 +157,17 @@ def conv_transpose2d(
                 f" stride {stride} and dilation {dilation}"
             )
     size = tuple(
-        (x[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w[2 + i] - 1) + output_padding[i] + 1
+        (x[2 + i] - 1) * stride[i]
+        - 2 * padding[i]
+        + dilation[i] * (w[2 + i] - 1)
+        + output_padding[i]
+        + 1
         for i in (0, 1)
     )
     if size[0] < 1 or size[1] < 1:
-        raise ShapeError(f"{op}: the output would be {size}; padding {padding} takes away more than there is")
+        raise ShapeError(
+            f"{op}: the output would be {size}; padding {padding} takes away more than there is"
+        )
     return x[0], channels, size[0], size[1]
 
 
@@ -180,12 +190,17 @@ def batch_norm(
     op = "batch_norm"
     if len(x) < 2:
         raise ShapeError(
-            f"{op}: input must be (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), got {len(x)}-D of shape {tuple(x)}"
+            f"{op}: input must be (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W),"
+            f" got {len(x)}-D of shape {tuple(x)}"
         )
     if (running_mean is None) != (running_var is None):
-        raise ShapeError(f"{op}: running_mean and running_var must either both be None or neither be None")
+        raise ShapeError(
+            f"{op}: running_mean and running_var must either both be None or neither be None"
+        )
     if not training and running_mean is None:
-        raise ShapeError(f"{op}: running_mean must be defined in evaluation mode, and so must running_var; got None")
+        raise ShapeError(
+            f"{op}: running_mean must be defined in evaluation mode, and so must running_var; got None"
+        )
     for name, size in (
         ("running_mean", running_mean),
         ("running_var", running_var),
@@ -194,15 +209,18 @@ def batch_norm(
     ):
         if size is not None and (len(size) != 1 or size[0] != x[1]):
             raise ShapeError(
-                f"{op}: {name} should contain {x[1]} elements, one per channel of input {tuple(x)}, got shape {tuple(size)}"
+                f"{op}: {name} should contain {x[1]} elements, one per channel of input {tuple(x)},"
+                f" got shape {tuple(size)}"
             )
     if eps < 0 or (training and eps == 0):
         raise ShapeError(
             f"{op}: eps must be {'positive during training' if training else 'non-negative'}, but got {eps}"
         )
     values = x[0]
-    for size in x[2:]:
-        values = values * size
+    for extent in x[2:]:
+        values = values * extent
     if training and values == 1:
-        raise ShapeError(f"{op}: Expected more than 1 value per channel when training, got input size {tuple(x)}")
+        raise ShapeError(
+            f"{op}: Expected more than 1 value per channel when training, got input size {tuple(x)}"
+        )
     return values

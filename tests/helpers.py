@@ -6,7 +6,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
-_SUM_EPS = {dtype: _EPS[torch.float64 if dtype == torch.float64 else torch.float32] for dtype in DTYPES}
+_SUM_EPS = {
+    dtype: _EPS[torch.float64 if dtype == torch.float64 else torch.float32] for dtype in DTYPES
+}
 
 
 def random(*size, dtype=torch.float32, layout=torch.contiguous_format, grad=False):
@@ -40,9 +42,14 @@ def assert_close(actual, expected, *, magnitude=None, terms=1, name="result"):
     actual's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2 and 4.5).
     """
     assert expected.dtype == torch.float64
-    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"{name}: shape {actual.shape}, expected {expected.shape}"
+    )
     size = expected.abs() if magnitude is None else magnitude
-    allowed = 4 * _SUM_EPS[actual.dtype] * max(terms, 1) ** 0.5 * size + _EPS[actual.dtype] * expected.abs()
+    allowed = (
+        4 * _SUM_EPS[actual.dtype] * max(terms, 1) ** 0.5 * size
+        + _EPS[actual.dtype] * expected.abs()
+    )
     tiny = torch.finfo(actual.dtype).smallest_normal
     error = (actual.double() - expected).abs()
     worst = (error - allowed - tiny).max().item() if error.numel() else 0.0

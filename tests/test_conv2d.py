@@ -130,12 +130,18 @@ def test_gradcheck_to_second_order(case, layout):
         return ops.conv2d(*args, **case.arguments)
 
     assert torch.autograd.gradcheck(
-        f, (x, w, b), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        f,
+        (x, w, b),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
     )
     assert torch.autograd.gradgradcheck(f, (x, w, b), check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize(
+    "needs", [(True, False, False), (False, True, False), (False, False, True)]
+)
 def test_only_the_gradients_asked_for(needs):
     x, w, b = operands(GRADCHECK[1])
     for tensor, need in zip((x, w, b), needs):
@@ -181,7 +187,12 @@ def strided_views():
 def test_any_strides(name, x):
     w = torch.randn(4, x.shape[1], 6, 6)[:, :, ::2, 1::2]
     y, expected = ops.conv2d(x, w, padding=1), F.conv2d(x, w, padding=1)
-    assert_close(y, F.conv2d(x.double(), w.double(), padding=1), magnitude=expected.double().abs() + 5, terms=27)
+    assert_close(
+        y,
+        F.conv2d(x.double(), w.double(), padding=1),
+        magnitude=expected.double().abs() + 5,
+        terms=27,
+    )
     assert y.stride() == expected.stride()
 
 
@@ -227,7 +238,7 @@ def test_the_same_bits_in_any_batch(algorithm, layout):
 
 
 def test_forcing_an_unknown_algorithm_lists_the_known_ones():
-    with pytest.raises(ValueError, match='no algorithm "winograd9000".*reference'):
+    with pytest.raises(ValueError, match=r'no algorithm "winograd9000".*reference'):
         ops.conv2d(random(1, 1, 4, 4), random(1, 1, 3, 3), algorithm="winograd9000")
 
 
@@ -286,28 +297,43 @@ def test_conv_transpose2d_gradcheck():
 
 X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
 MISTAKES = [
-    (lambda: ops.conv2d(X[:, :3], W), "expected input.* to have 4 channels, but got 3 channels instead"),
+    (
+        lambda: ops.conv2d(X[:, :3], W),
+        "expected input.* to have 4 channels, but got 3 channels instead",
+    ),
     (lambda: ops.conv2d(X[0, 0], W), "input must be 4-D .* got 2-D of shape"),
     (lambda: ops.conv2d(X[None], W), "input must be 4-D .* got 5-D"),
     (lambda: ops.conv2d(X, W[0]), r"weight must be 4-D \(OC, IC/groups, KH, KW\), got 3-D"),
     (lambda: ops.conv2d(X, W, stride=0), r"stride must be at least 1, got \(0, 0\)"),
     (lambda: ops.conv2d(X, W, dilation=(1, 0)), r"dilation must be at least 1, got \(1, 0\)"),
     (lambda: ops.conv2d(X, W, padding=-1), r"padding must be at least 0, got \(-1, -1\)"),
-    (lambda: ops.conv2d(X, W, stride=(1, 2, 3)), r"stride must be an int or two ints, got \(1, 2, 3\)"),
+    (
+        lambda: ops.conv2d(X, W, stride=(1, 2, 3)),
+        r"stride must be an int or two ints, got \(1, 2, 3\)",
+    ),
     (lambda: ops.conv2d(X, W, groups=0), "groups must be at least 1, got 0"),
     (lambda: ops.conv2d(X, W, groups=4), "divisible by groups"),
     (lambda: ops.conv2d(X, W, torch.zeros(5)), r"bias must have shape \(6,\).* got \(5,\)"),
     (lambda: ops.conv2d(X[..., :2], W), "Kernel size can't be greater than actual input size"),
     (lambda: ops.conv2d(X[:, :0], W[:, :0]), "no empty channel"),
     (lambda: ops.conv2d(X, W[:0]), "weight must not be empty"),
-    (lambda: ops.conv2d(X, W.double()), "weight must have input's dtype torch.float32, got torch.float64"),
+    (
+        lambda: ops.conv2d(X, W.double()),
+        "weight must have input's dtype torch.float32, got torch.float64",
+    ),
     (lambda: ops.conv2d(X.int(), W.int()), "input must be float64, .*, got torch.int32"),
     (lambda: ops.conv2d(X, W, padding="full"), '"valid" or "same", got "full"'),
     (lambda: ops.conv2d(X, W, padding="same", stride=2), 'padding="same" needs stride 1, got'),
     (lambda: ops.conv2d(X, W.to("meta")), "weight must be on input's device cpu, got meta"),
     (lambda: ops.conv_transpose2d(X, W), "expected input.* to have 6 channels"),
-    (lambda: ops.conv_transpose2d(X, W.transpose(0, 1), output_padding=1), "output_padding must be smaller"),
-    (lambda: ops.conv_transpose2d(X[..., :1, :1], W.transpose(0, 1), padding=9), "the output would be"),
+    (
+        lambda: ops.conv_transpose2d(X, W.transpose(0, 1), output_padding=1),
+        "output_padding must be smaller",
+    ),
+    (
+        lambda: ops.conv_transpose2d(X[..., :1, :1], W.transpose(0, 1), padding=9),
+        "the output would be",
+    ),
 ]
 
 
@@ -328,7 +354,7 @@ def test_mistakes_are_named(call, message):
     ],
 )
 def test_wrong_types_are_type_errors(call):
-    with pytest.raises(TypeError, match="^conv2d: .* must be "):
+    with pytest.raises(TypeError, match=r"^conv2d: .* must be "):
         call()
 
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
+    enable_single_level_autograd_function,
+)
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -46,9 +48,14 @@ def _implement(name: str) -> None:
     if _native.lib is None:
         function = getattr(reference, name)
         schema = torch.library.infer_schema(function, mutates_args=())
+
+        def without_autocast(*args: Any) -> Any:  # else its sums would run in the autocast dtype
+            with torch.autocast(args[0].device.type, enabled=False):
+                return function(*args)
+
         for alias in (name, "_" + name):
             _library.define(alias + schema)
-            _library.impl(alias, function, "CompositeExplicitAutograd")
+            _library.impl(alias, without_autocast, "CompositeExplicitAutograd")
     else:
         for alias in (name, "_" + name):
             _library.impl(alias, _no_cuda, "CUDA")

@@ -144,10 +144,8 @@ def _bwd_weight_jvp(ctx: Any, tdy, tx, *_):
 # --- batching: B convolutions side by side are one convolution of B * groups groups
 
 
-def _batch(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+def _batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """The batch dimension in front, made up by expansion where there is none."""
-    if tensor is None:
-        return None
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
@@ -256,4 +254,6 @@ _transposed = under_autocast(bwd_input)
 def transposed(x, w, size, stride, padding, dilation, groups, algorithm):
     """conv_transpose2d without bias: the input gradient, with x in the place of dy."""
     last = memory_format(x, w) == torch.channels_last
-    return _transposed(x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm)
+    return _transposed(
+        x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm
+    )

@@ -25,7 +25,9 @@ def batched(op: str, input: Tensor) -> Tensor:
 def floating(op: str, input: Tensor) -> None:
     tensor(op, "input", input)
     if input.dtype not in DTYPES:
-        raise ShapeError(f"{op}: input must be float64, float32, bfloat16 or float16, got {input.dtype}")
+        raise ShapeError(
+            f"{op}: input must be float64, float32, bfloat16 or float16, got {input.dtype}"
+        )
 
 
 def same_dtype(op: str, input: Tensor, **others: Tensor | None) -> None:
@@ -36,9 +38,13 @@ def same_dtype(op: str, input: Tensor, **others: Tensor | None) -> None:
             continue
         tensor(op, name, other)
         if other.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-            raise ShapeError(f"{op}: {name} must have input's dtype {input.dtype}, got {other.dtype}")
+            raise ShapeError(
+                f"{op}: {name} must have input's dtype {input.dtype}, got {other.dtype}"
+            )
         if other.device != input.device:
-            raise ShapeError(f"{op}: {name} must be on input's device {input.device}, got {other.device}")
+            raise ShapeError(
+                f"{op}: {name} must be on input's device {input.device}, got {other.device}"
+            )
 
 
 def algorithm_name(op: str, algorithm: str | None) -> str:

@@ -106,7 +106,7 @@ def _named_padding(
     if stride != (1, 1):
         raise _shapes.ShapeError(f'conv2d: padding="same" needs stride 1, got {stride}')
     _shapes.conv2d_weight("conv2d", weight.shape, 1, "(OC, IC/groups, KH, KW)")
-    left, right, top, bottom = _shapes.same_padding(tuple(weight.shape[2:]), dilation)
+    left, right, top, bottom = _shapes.same_padding((weight.shape[2], weight.shape[3]), dilation)
     if left != right or top != bottom:
         x = pad(x, (0, right - left, 0, bottom - top))
     return x, (top, left)
@@ -159,7 +159,14 @@ def conv_transpose2d(
     dilation = _shapes.pair(op, "dilation", dilation)
     groups = _shapes.integer(op, "groups", groups)
     size = _shapes.conv_transpose2d(
-        x.shape, weight.shape, stride, padding, output_padding, dilation, groups, None if bias is None else bias.shape
+        x.shape,
+        weight.shape,
+        stride,
+        padding,
+        output_padding,
+        dilation,
+        groups,
+        None if bias is None else bias.shape,
     )
     # Rows of output_padding from the stride on are beyond every window: the kernel leaves them to pad.
     below, right = (max(0, output_padding[i] - (stride[i] - 1)) for i in (0, 1))

@@ -13,11 +13,20 @@ from pyconv.reference._common import format_of, seen_by, taps, wide
 
 
 def conv2d(
-    x: Tensor, w: Tensor, b: Tensor | None, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int,
-    groups: int, algorithm: str,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    groups: int,
+    algorithm: str,
 ) -> Tensor:
     """y[n,oc,oh,ow] = b[oc] + sum_{ic,kh,kw} x[n, ic, oh*sh-ph+kh*dh, ow*sw-pw+kw*dw] * w[oc,ic,kh,kw]."""
-    (n, ic, ih, iw), (oc, icg, kh, kw) = x.shape, w.shape
+    (n, _, ih, iw), (oc, icg, kh, kw) = x.shape, w.shape
     oh = (ih + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     ow = (iw + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     image = pad(wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, icg))
@@ -33,8 +42,19 @@ def conv2d(
 
 
 def conv2d_bwd_input(
-    dy: Tensor, w: Tensor, ih: int, iw: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int,
-    groups: int, channels_last: bool, algorithm: str,
+    dy: Tensor,
+    w: Tensor,
+    ih: int,
+    iw: int,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    groups: int,
+    channels_last: bool,
+    algorithm: str,
 ) -> Tensor:
     """dx[n,ic,oh*sh-ph+kh*dh,ow*sw-pw+kw*dw] += dy[n,oc,oh,ow] * w[oc,ic,kh,kw], over oc, kh, kw, oh, ow."""
     (n, oc, oh, ow), (_, icg, kh, kw) = dy.shape, w.shape
@@ -46,15 +66,28 @@ def conv2d_bwd_input(
             "ngkhw,gkc->ngchw", grad, weight[..., i, j]
         )
     dx = padded[..., ph : ph + ih, pw : pw + iw].flatten(1, 2).to(dy.dtype)
-    return dx.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return dx.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
 
 
 def conv2d_bwd_weight(
-    dy: Tensor, x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int,
-    groups: int, channels_last: bool, algorithm: str,
+    dy: Tensor,
+    x: Tensor,
+    kh: int,
+    kw: int,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    groups: int,
+    channels_last: bool,
+    algorithm: str,
 ) -> Tensor:
     """dw[oc,ic,kh,kw] = sum_{n,oh,ow} dy[n,oc,oh,ow] * x[n, ic, oh*sh-ph+kh*dh, ow*sw-pw+kw*dw]."""
-    (n, oc, oh, ow), ic = dy.shape, x.shape[1]
+    (_, oc, oh, ow), ic = dy.shape, x.shape[1]
     grad = wide(dy).unflatten(1, (groups, oc // groups))
     image = pad(wide(x), (pw, pw, ph, ph)).unflatten(1, (groups, ic // groups))
     weight = grad.new_zeros(groups, oc // groups, ic // groups, kh, kw)
@@ -62,4 +95,6 @@ def conv2d_bwd_weight(
         seen = image[..., seen_by(i, oh, sh, dh), seen_by(j, ow, sw, dw)]
         weight[..., i, j] = torch.einsum("ngkhw,ngchw->gkc", grad, seen)
     weight = weight.flatten(0, 1).to(dy.dtype)
-    return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return weight.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
