@@ -161,7 +161,8 @@ def adaptive_max_pool2d(
         input: (N, C, IH, IW), or (C, IH, IW) for one image; N may be 0.
         output_size: int, or (OH, OW), each an int >= 0 or None for the input's size.
         return_indices: also return where each maximum stands, as max_pool2d.
-        algorithm: a name of pyconv.algorithms("adaptive_max_pool2d") to force that kernel.
+        algorithm: a name of pyconv.algorithms("adaptive_max_pool2d") to force that kernel in the
+            forward pass; None lets the list choose.
 
     Raises:
         ShapeError, ValueError, TypeError: as max_pool2d.
@@ -185,7 +186,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any, *, algorithm: str | Non
     The mean over the windows of adaptive_max_pool2d, each divided by its own number of pixels;
     output_size 1 is global average pooling (Lin et al., Network in network, arXiv:1312.4400).
 
-    Args, Raises: as adaptive_max_pool2d.
+    Args, Raises: as adaptive_max_pool2d, but algorithm forces both passes.
     """
     op = "adaptive_avg_pool2d"
     try:

@@ -142,7 +142,9 @@ def adaptive_max_pool2d_bwd(
 ) -> Tensor:
     """dx[n,c,index] += dy[n,c,oh,ow], for any indices; -1 points nowhere."""
     dx = wide(dy).new_zeros(*dy.shape[:2], ih * iw)
-    dx = dx.scatter_add(2, indices.clamp(min=0).flatten(2), (wide(dy) * (indices >= 0)).flatten(2))
+    dx = dx.scatter_add(
+        2, indices.clamp(min=0).flatten(2), wide(dy).masked_fill(indices < 0, 0).flatten(2)
+    )
     return _dense(dx.unflatten(2, (ih, iw)), dy, channels_last)
 
 
@@ -160,7 +162,7 @@ def max_unpool2d(x: Tensor, indices: Tensor, oh: int, ow: int, algorithm: str) -
 def max_unpool2d_bwd(dy: Tensor, indices: Tensor, algorithm: str) -> Tensor:
     """dx[n,c,h,w] = dy[n,c,index], zero where index is -1."""
     found = dy.flatten(2).gather(2, indices.clamp(min=0).flatten(2)).view(indices.shape)
-    return _dense(found * (indices >= 0), dy)
+    return _dense(found.masked_fill(indices < 0, 0), dy)
 
 
 # --- averages
@@ -177,7 +179,8 @@ def _spread(
 ) -> Tensor:
     offset, seen = (t.to(dy.device) for t in _offsets(h, w, iw))
     count = h.count[:, None] * w.count
-    share = (wide(dy) / (divisor or count.to(dy.device)))[..., None] * seen
+    share = wide(dy) / (divisor or count.to(dy.device))
+    share = share[..., None].expand(*dy.shape, offset.shape[2]).masked_fill(~seen, 0)
     dx = share.new_zeros(*dy.shape[:2], ih * iw).index_add(2, offset.flatten(), share.flatten(2))
     return _dense(dx.unflatten(2, (ih, iw)), dy, channels_last)
 

@@ -2,6 +2,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d/pool2d.h"
+#include "cpu/scratch.h"
 
 #define PYCONV_KERNEL "cpu/pool2d/channels.h"
 #include "cpu/for_each_isa.inc"

@@ -1,150 +1,155 @@
 // pool2d / channels.
-// Computes  what reference.cpp says, with the same sums in the same order, for every window, plain or adaptive
-// Shapes    x (N,IH,IW,C), y and indices (N,OH,OW,C): float32 channels_last, lanes are channels
-// Tiling    thread: (n, row of what is written); registers: one vector of maxima and its indices, or of sums.
+// Computes  what reference.cpp says, max with the same choices, average with the same sums, for every window, plain or
+//           adaptive; the gradient of the average multiplies by the reciprocal of the divisor
+// Shapes    x (N,IH,IW,C), y and indices (N,OH,OW,C): float32 channels_last, lanes are channels. The last vector of a
+//           pixel runs on into the next one: what it reads there is ignored, what it writes there is written again
+// Tiling    thread: rows of what is written, in ascending order; registers: one vector of maxima and indices, or of sums.
 //           Backward gathers: an input pixel asks every window that may hold it, so no two threads share a sum
 // Cost      one load and one comparison or addition per window pixel and vector; backward the same per input pixel
 // Limits    float32, channels_last, planes below 2^31 pixels; max's backward needs the windows, so no adaptive ones
-//           Source: reference.cpp
+// Source    reference.cpp
 
 namespace pool2d_channels {
 namespace {
 
 constexpr int64_t L = Vec<float>::size;
-typedef int64_t Offsets __attribute__((vector_size(L * sizeof(int64_t))));  // L indices, as they are stored
+using Values = vec<float>;
+using Index = vec<int32_t>;
+typedef int64_t Stored __attribute__((vector_size(L * sizeof(int64_t))));  // L indices as they are stored
 
-// Lanes of values with the integers that go with them: a vector, or one float where C is smaller than a vector.
-struct Wide {
-  using Value = vec<float>;
-  using Index = vec<int32_t>;
-  using Stored = Offsets;
-  static constexpr int64_t lanes = L;
-  static Stored stored(Index i) { return __builtin_convertvector(i, Stored); }
-  static Index index(Stored i) { return __builtin_convertvector(i, Index); }
-};
-struct Narrow {
-  using Value = float;
-  using Index = int32_t;
-  using Stored = int64_t;
-  static constexpr int64_t lanes = 1;
-  static Stored stored(Index i) { return i; }
-  static Index index(Stored i) { return Index(i); }
-};
-
+// A vector of a tensor that has `room` values from p on.
 template <class V, class T>
-PYCONV_INLINE V get(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
+PYCONV_INLINE V get(const T* p, int64_t room) {
+  V v = {};
+  if (room >= L) {
+    __builtin_memcpy(&v, p, sizeof v);
+  } else {
+    for (int64_t k = 0; k < room; k++) v[k] = p[k];
+  }
   return v;
 }
 
 template <class V, class T>
-PYCONV_INLINE void put(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-
-// Calls block(lanes, c) until all C channels are covered; the last block may overlap the one before it.
-template <class Block>
-PYCONV_INLINE void for_channels(int64_t C, const Block& block) {
-  if (C < L) {
-    for (int64_t c = 0; c < C; c++) block(Narrow(), c);
+PYCONV_INLINE void put(T* p, V v, int64_t room) {
+  if (room >= L) {
+    __builtin_memcpy(p, &v, sizeof v);
   } else {
-    for (int64_t c = 0; c < C; c += L) block(Wide(), at_most(c, C - L));
+    for (int64_t k = 0; k < room; k++) p[k] = v[k];
   }
 }
 
 constexpr int64_t serial_values = 16384;  // values written, below which one thread is enough
 
-// row(n, r) for each of the R rows of each image.
-template <class Row>
-void for_rows(const Pool2dShape& s, int64_t R, int64_t values, const Row& row) {
-  parallel_for(s.N * R, divide_up(serial_values, at_least(values, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; item++) row(item / R, item % R);
-  });
+// rows(begin, end) of the N*R rows, of `values` each, that are written.
+template <class Rows>
+void for_rows(const Pool2dShape& s, int64_t R, int64_t values, const Rows& rows) {
+  parallel_for(s.N * R, divide_up(serial_values, at_least(values, 1)), rows);
 }
 
 void max_fwd(const Pool2dShape& s, const float* x, float* y, int64_t* indices) {
   const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.out, s.w.out * s.C, [&](int64_t n, int64_t oh) {
-    const int64_t top = s.h.start(oh), bottom = s.h.stop(oh);
-    for (int64_t ow = 0; ow < s.w.out; ow++) {
-      const int64_t left = s.w.start(ow), right = s.w.stop(ow), out = Y(n, 0, oh, ow);
-      const bool empty = top >= bottom || left >= right;
-      for_channels(s.C, [&](auto lanes, int64_t c) {
-        using V = decltype(lanes);
-        typename V::Value best = typename V::Value{} - __builtin_inff();
-        typename V::Index index = typename V::Index{} + int32_t(empty ? -1 : top * s.w.in + left);
-        for (int64_t ih = top; ih < bottom; ih += s.h.step()) {
-          for (int64_t iw = left; iw < right; iw += s.w.step()) {
-            const auto v = get<typename V::Value>(x + X(n, c, ih, iw));
-            const auto take = (v > best) | (v != v);
-            best = take ? v : best;
-            index = take ? typename V::Index{} + int32_t(ih * s.w.in + iw) : index;
+  const int64_t x_end = s.N * X.n;
+  for_rows(s, s.h.out, Y.h, [&](int64_t begin, int64_t end) {
+    const int64_t y_end = end * Y.h;
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t n = row / s.h.out, oh = row % s.h.out, top = s.h.start(oh), bottom = s.h.stop(oh);
+      for (int64_t ow = 0; ow < s.w.out; ow++) {
+        const int64_t left = s.w.start(ow), right = s.w.stop(ow);
+        const int64_t first = top < bottom && left < right ? top * s.w.in + left : -1;
+        for (int64_t c = 0; c < s.C; c += L) {
+          Values best = Values{} - __builtin_inff();
+          Index index = Index{} + int32_t(first);
+          for (int64_t ih = top; ih < bottom; ih += s.h.step()) {
+            for (int64_t iw = left; iw < right; iw += s.w.step()) {
+              const int64_t in = X(n, c, ih, iw);
+              const Values v = get<Values>(x + in, x_end - in);
+              const auto take = (v > best) | (v != v);
+              best = take ? v : best;
+              index = take ? Index{} + int32_t(ih * s.w.in + iw) : index;
+            }
           }
+          const int64_t out = Y(n, c, oh, ow);
+          put(y + out, best, y_end - out);
+          put(indices + out, __builtin_convertvector(index, Stored), y_end - out);
         }
-        put(y + out + c, best);
-        put(indices + out + c, V::stored(index));
-      });
-    }
-  });
-}
-
-void max_bwd(const Pool2dShape& s, const float* dy, const int64_t* indices, float* dx) {
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.in, s.w.in * s.C, [&](int64_t n, int64_t ih) {
-    for (int64_t iw = 0; iw < s.w.in; iw++) {
-      for_channels(s.C, [&](auto lanes, int64_t c) {
-        using V = decltype(lanes);
-        const typename V::Index here = typename V::Index{} + int32_t(ih * s.w.in + iw);
-        typename V::Value sum = {};
-        for (int64_t oh = s.h.first_output(ih); oh <= s.h.last_output(ih); oh++) {
-          for (int64_t ow = s.w.first_output(iw); ow <= s.w.last_output(iw); ow++) {
-            const int64_t out = Y(n, c, oh, ow);
-            const auto from_here = V::index(get<typename V::Stored>(indices + out)) == here;
-            const auto v = get<typename V::Value>(dy + out);
-            sum += from_here ? v : typename V::Value{};
-          }
-        }
-        put(dx + X(n, c, ih, iw), sum);
-      });
+      }
     }
   });
 }
 
 void avg_fwd(const Pool2dShape& s, const float* x, float* y) {
   const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.out, s.w.out * s.C, [&](int64_t n, int64_t oh) {
-    const int64_t top = s.h.start(oh), bottom = s.h.stop(oh);
-    for (int64_t ow = 0; ow < s.w.out; ow++) {
-      const int64_t left = s.w.start(ow), right = s.w.stop(ow), out = Y(n, 0, oh, ow);
-      const float divisor = float(s.divisor(oh, ow));
-      for_channels(s.C, [&](auto lanes, int64_t c) {
-        using V = decltype(lanes);
-        typename V::Value sum = {};
-        for (int64_t ih = top; ih < bottom; ih++) {
-          for (int64_t iw = left; iw < right; iw++) sum += get<typename V::Value>(x + X(n, c, ih, iw));
+  const int64_t x_end = s.N * X.n;
+  for_rows(s, s.h.out, Y.h, [&](int64_t begin, int64_t end) {
+    const int64_t y_end = end * Y.h;
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t n = row / s.h.out, oh = row % s.h.out, top = s.h.start(oh), bottom = s.h.stop(oh);
+      for (int64_t ow = 0; ow < s.w.out; ow++) {
+        const int64_t left = s.w.start(ow), right = s.w.stop(ow);
+        const float divisor = float(s.divisor(oh, ow));
+        for (int64_t c = 0; c < s.C; c += L) {
+          Values sum = {};
+          for (int64_t ih = top; ih < bottom; ih++) {
+            for (int64_t iw = left; iw < right; iw++) {
+              const int64_t in = X(n, c, ih, iw);
+              sum += get<Values>(x + in, x_end - in);
+            }
+          }
+          const int64_t out = Y(n, c, oh, ow);
+          put(y + out, sum / divisor, y_end - out);
         }
-        put(y + out + c, sum / divisor);
-      });
+      }
     }
   });
 }
 
-void avg_bwd(const Pool2dShape& s, const float* dy, float* dx) {
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.in, s.w.in * s.C, [&](int64_t n, int64_t ih) {
+// The gradient's loops: term(n, c, ih, iw, oh, ow) of every window that may hold the pixel, summed in row-major order.
+template <class Term>
+PYCONV_INLINE void gather(const Pool2dShape& s, float* dx, const Term& term) {
+  const Index4 X = s.x_index();
+  for_rows(s, s.h.in, X.h, [&](int64_t begin, int64_t end) {
+    const int64_t x_end = end * X.h;
+    int64_t* first = static_cast<int64_t*>(scratch(0, size_t(s.w.in) * 2 * sizeof(int64_t)));  // (IW,) outputs
+    int64_t* last = first + s.w.in;
     for (int64_t iw = 0; iw < s.w.in; iw++) {
-      for_channels(s.C, [&](auto lanes, int64_t c) {
-        using V = decltype(lanes);
-        typename V::Value sum = {};
-        for (int64_t oh = s.h.first_output(ih); oh <= s.h.last_output(ih); oh++) {
-          for (int64_t ow = s.w.first_output(iw); ow <= s.w.last_output(iw); ow++) {
-            sum += get<typename V::Value>(dy + Y(n, c, oh, ow)) / float(s.divisor(oh, ow));
-          }
-        }
-        put(dx + X(n, c, ih, iw), sum);
-      });
+      first[iw] = s.w.first_output(iw);
+      last[iw] = s.w.last_output(iw);
     }
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t n = row / s.h.in, ih = row % s.h.in;
+      const int64_t top = s.h.first_output(ih), bottom = s.h.last_output(ih);
+      for (int64_t iw = 0; iw < s.w.in; iw++) {
+        for (int64_t c = 0; c < s.C; c += L) {
+          Values sum = {};
+          for (int64_t oh = top; oh <= bottom; oh++) {
+            for (int64_t ow = first[iw]; ow <= last[iw]; ow++) sum += term(n, c, ih, iw, oh, ow);
+          }
+          const int64_t in = X(n, c, ih, iw);
+          put(dx + in, sum, x_end - in);
+        }
+      }
+    }
+  });
+}
+
+void max_bwd(const Pool2dShape& s, const float* dy, const int64_t* indices, float* dx) {
+  const Index4 Y = s.y_index();
+  const int64_t y_end = s.N * Y.n;
+  gather(s, dx, [&](int64_t n, int64_t c, int64_t ih, int64_t iw, int64_t oh, int64_t ow) {
+    const int64_t out = Y(n, c, oh, ow);
+    const Index index = __builtin_convertvector(get<Stored>(indices + out, y_end - out), Index);
+    return index == int32_t(ih * s.w.in + iw) ? get<Values>(dy + out, y_end - out) : Values{};
+  });
+}
+
+void avg_bwd(const Pool2dShape& s, const float* dy, float* dx) {
+  const Index4 Y = s.y_index();
+  const int64_t y_end = s.N * Y.n;
+  float* share = static_cast<float*>(scratch(1, size_t(s.h.out * s.w.out) * sizeof(float)));  // (OH, OW)
+  for (int64_t o = 0; o < s.h.out * s.w.out; o++) share[o] = 1 / float(s.divisor(o / s.w.out, o % s.w.out));
+  gather(s, dx, [&](int64_t n, int64_t c, int64_t, int64_t, int64_t oh, int64_t ow) {
+    const int64_t out = Y(n, c, oh, ow);
+    return get<Values>(dy + out, y_end - out) * share[oh * s.w.out + ow];
   });
 }
 

@@ -35,8 +35,19 @@ void for_outputs(const Pool2dShape& s, const Body& body) {
 // body(ih, iw) for every pixel that output (oh, ow) sees, row by row.
 template <class Body>
 void for_window(const Pool2dShape& s, int64_t oh, int64_t ow, const Body& body) {
-  for (int64_t ih = s.h.start(oh); ih < s.h.stop(oh); ih += s.h.step()) {
-    for (int64_t iw = s.w.start(ow); iw < s.w.stop(ow); iw += s.w.step()) body(ih, iw);
+  const int64_t top = s.h.start(oh), bottom = s.h.stop(oh), left = s.w.start(ow), right = s.w.stop(ow);
+  for (int64_t ih = top; ih < bottom; ih += s.h.step()) {
+    for (int64_t iw = left; iw < right; iw += s.w.step()) body(ih, iw);
+  }
+}
+
+// body(oh, ow) for every output that sees pixel (ih, iw) of undilated windows, row by row.
+template <class Body>
+void for_outputs_seeing(const Pool2dShape& s, int64_t ih, int64_t iw, const Body& body) {
+  const int64_t top = s.h.first_output(ih), bottom = s.h.last_output(ih);
+  const int64_t left = s.w.first_output(iw), right = s.w.last_output(iw);
+  for (int64_t oh = top; oh <= bottom; oh++) {
+    for (int64_t ow = left; ow <= right; ow++) body(oh, ow);
   }
 }
 
@@ -93,11 +104,9 @@ void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
     for (int64_t ih = 0; ih < s.h.in; ih++) {
       for (int64_t iw = 0; iw < s.w.in; iw++) {
         acc_t<T> sum = 0;
-        for (int64_t oh = s.h.first_output(ih); oh <= s.h.last_output(ih); oh++) {
-          for (int64_t ow = s.w.first_output(iw); ow <= s.w.last_output(iw); ow++) {
-            sum += widen(dy[Y(n, c, oh, ow)]) / acc_t<T>(s.divisor(oh, ow));
-          }
-        }
+        for_outputs_seeing(s, ih, iw, [&](int64_t oh, int64_t ow) {
+          sum += widen(dy[Y(n, c, oh, ow)]) / acc_t<T>(s.divisor(oh, ow));
+        });
         store(&dx[X(n, c, ih, iw)], sum);
       }
     }
