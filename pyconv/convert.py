@@ -1,11 +1,8 @@
-"""Existing models on pyconv's kernels: swap their layers, or route the functions they call.
+"""Swap the layers of an existing model for pyconv's, and back.
 
     pyconv.convert(model)                   # torch.nn.Conv2d and friends become pyconv.nn's
     pyconv.convert(model, report=print)     # ... and say what was left, and why
     pyconv.revert(model)                    # back again
-
-    with pyconv.override_torch():           # for code that calls torch.nn.functional itself
-        model(images)
 
 Our layers differ from torch's by their class alone (pyconv.nn), so swapping a layer is assigning
 its class. The object stays: parameters, buffers, hooks, parametrizations, attributes, the training
@@ -15,6 +12,7 @@ flag, and whatever holds a reference to any of them, such as an optimiser.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -62,8 +60,8 @@ class Report:
     left: dict[str, str]
 
     def __str__(self) -> str:
-        kinds = sorted(set(self.swapped.values()))
-        counts = ", ".join(f"{list(self.swapped.values()).count(kind)} {kind}" for kind in kinds)
+        kinds = sorted(Counter(self.swapped.values()).items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
         lines = [f"{len(self.swapped)} layers swapped" + (f": {counts}" if counts else "")]
         lines += [f"  left {name or 'the model itself'}: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
@@ -78,7 +76,11 @@ def convert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) 
 
     Swapped are layers whose class is exactly torch's (or torch's with parametrizations): the
     convolutions, pools and batch norms of pyconv.nn, lazy ones included, and SyncBatchNorm. The
-    model computes the same function up to rounding; its state_dict is unchanged.
+    model computes the same function up to rounding; its state_dict is unchanged. Functions that a
+    model's own code calls are not seen: pyconv.override_torch routes those.
+
+    Convert last: torch.fx tracing, quantisation and SyncBatchNorm.convert_sync_batchnorm look for
+    torch's own layers, and what they return can be converted.
 
     Args:
         model: any module; it may itself be such a layer. A layer shared by several parents is
@@ -101,6 +103,8 @@ def revert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) -
 
     Arguments, return value and errors as `convert`. A layer's `algorithm` stays where it is, a
     plain attribute that torch does not read and that counts again after the next `convert`.
+
+    Revert before whatever knows only torch's own layers or operators, such as an export to ONNX.
     """
     return _swap("revert", model, _TO_TORCHS, report)
 

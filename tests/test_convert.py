@@ -126,6 +126,18 @@ class TestConvert:
         pyconv.convert(model)
         assert type(model[1]) is ours.SyncBatchNorm
 
+    def test_a_traced_graph(self):
+        model, x = network(nn).eval(), images()
+        graph = pyconv.convert(torch.fx.symbolic_trace(model))
+        assert type(graph.get_submodule("0")) is ours.Conv2d
+        torch.testing.assert_close(graph(x), model(x))
+
+    def test_fused_with_batch_norm(self):
+        model, x = network().eval(), images()
+        fused = torch.nn.utils.fusion.fuse_conv_bn_eval(model[0], model[1])
+        assert type(fused) is ours.Conv2d
+        torch.testing.assert_close(fused(x), model[1](model[0](x)))
+
     def test_transfers_weights_of_a_torch_checkpoint(self):
         model, other = pyconv.convert(network(nn)), network(nn)
         with torch.no_grad():
