@@ -44,13 +44,13 @@ void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& gi
 std::vector<std::string> algorithms();
 std::vector<Refusal> ask(const NormShape& s, Pass pass, Ask what);
 
-// planes.h: float32, NCHW; a vector holds neighbouring pixels of one channel.
+// planes.h: NCHW; a vector holds neighbouring pixels of one channel.
 std::string planes_why_not(const NormShape&, Pass, Ask);
 Train planes_train;
 Eval planes_eval;
 Bwd planes_bwd;
 
-// pixels.h: float32, channels_last; a vector holds neighbouring channels of one pixel.
+// pixels.h: channels_last; a vector holds neighbouring channels of one pixel.
 std::string pixels_why_not(const NormShape&, Pass, Ask);
 Train pixels_train;
 Eval pixels_eval;

@@ -1,4 +1,4 @@
-// Instances of pixels.h for every ISA, and when to use it.
+// Instances of pixels.h for every ISA and storage type, and when to use it.
 #include "cpu/batch_norm/batch_norm.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -10,7 +10,6 @@
 namespace pyconv::batch_norm {
 
 std::string pixels_why_not(const NormShape& s, Pass, Ask) {
-  if (s.dtype != DType::f32) return std::string("written for float32, not ") + name_of(s.dtype);
   if (s.layout != Layout::nhwc) return "a vector holds neighbouring channels of a pixel, and in NCHW none are";
   return "";
 }

@@ -1,45 +1,57 @@
-// batch_norm / pixels: float32, channels_last, all channels of a pixel side by side.
+// batch_norm / pixels: channels_last, all channels of a pixel side by side.
 // Computes  the formulas of reference.cpp. The pixels are cut into parts; each part finds the mean and the sum of squared
 //           deviations of its own values, and two parts of n1 and n2 values merge, with delta = mean2 - mean1, into
 //             mean = mean1 + delta * n2/n     m2 = m2_1 + m2_2 + delta^2 * n1*n2/n     n = n1 + n2
 // Shapes    x (M,C), M = N*H*W pixels;  partial sums (parts,C) in double
 // Tiling    thread: parts, whose number depends on the shape alone; registers: K vectors of neighbouring channels
 // Cost      a part stays in cache for its second pass: train reads x twice, its backward dy and x twice
-//           workspace: 16*C bytes per part, and six values per channel
-// Limits    float32 and channels_last (else why_not says so). Sums run in float within a part, then in double
+//           workspace: 16*C bytes per part, and four values per channel
+// Limits    channels_last (else why_not says so). Sums run in acc_t<T> within a part, then in double
 // Source    Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, equation 2.1
 namespace pixels {
 namespace {
 
-constexpr int64_t L = Vec<float>::size;  // lanes: channels
-constexpr int64_t part_values = 16384;   // 64 KB
-constexpr int64_t least_pixels = 32;     // of a part, to keep the partial sums small beside x
-constexpr int64_t run = 32;              // pixels summed at a time: sums of short sums round less
+constexpr int64_t part_values = 16384;  // 64 KB of float
+constexpr int64_t least_pixels = 32;    // of a part, to keep the partial sums small beside x
+constexpr int64_t run = 32;             // pixels summed at a time: sums of short sums round less
 constexpr int64_t serial_sums = 4096;
-using V = vec<float>;
 
 // K whole vectors of neighbouring channels, or the last `channels` that fill less than one.
-template <int K_>
+template <class A, int K_>
 struct Whole {
   static constexpr int K = K_;
-  static constexpr int64_t channels = K * L;
-  static V get(const float* p) { return load(p); }
-  static void put(float* p, V v) { store(p, v); }
+  static constexpr int64_t channels = K * Vec<A>::size;
+  template <class T>
+  static vec<A> get(const T* p) {
+    return load_wide(p);
+  }
+  template <class T>
+  static void put(T* p, vec<A> v) {
+    store_narrow(p, v);
+  }
 };
+template <class A>
 struct Last {
   static constexpr int K = 1;
   int64_t channels;
-  V get(const float* p) const { return load_first(p, channels); }
-  void put(float* p, V v) const { store_first(p, v, channels); }
+  template <class T>
+  vec<A> get(const T* p) const {
+    return load_wide_first(p, channels);
+  }
+  template <class T>
+  void put(T* p, vec<A> v) const {
+    store_narrow_first(p, v, channels);
+  }
 };
 
 // body(c, block) until the blocks cover all channels; a block has at most K vectors.
-template <int K, class Body>
+template <class A, int K, class Body>
 PYCONV_INLINE void for_blocks(int64_t C, const Body& body) {
+  constexpr int64_t L = Vec<A>::size;
   int64_t c = 0;
-  for (; c + K * L <= C; c += K * L) body(c, Whole<K>());
-  for (; c + L <= C; c += L) body(c, Whole<1>());
-  if (c < C) body(c, Last{C - c});
+  for (; c + K * L <= C; c += K * L) body(c, Whole<A, K>());
+  for (; c + L <= C; c += L) body(c, Whole<A, 1>());
+  if (c < C) body(c, Last<A>{C - c});
 }
 
 struct Parts {
@@ -58,30 +70,41 @@ struct Parts {
       for (int64_t part = begin; part < end; part++) body(part * pixels * C, size(part), part);
     });
   }
-};
 
-// Per channel, first (parts,C) and second (parts,C) doubles in scratch slot 0.
-struct Partial {
-  double *first, *second;
-  explicit Partial(const Parts& parts) : first(static_cast<double*>(scratch(0, 2 * parts.count * parts.C * 8))) {
-    second = first + parts.count * parts.C;
+  // body(c) for every channel, on all threads: what puts the parts' sums together.
+  template <class Body>
+  void for_channels(const Body& body) const {
+    parallel_for(C, divide_up(serial_sums, at_least(count, 1)), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; c++) body(c);
+    });
   }
 };
 
+// Two sums of every part, each (parts,C).
+struct Partial {
+  double *first, *second;
+  explicit Partial(const Parts& parts)
+      : first(static_cast<double*>(scratch(0, 2 * sizeof(double) * parts.count * parts.C))),
+        second(first + parts.count * parts.C) {}
+};
+
 // mean and m2 = sum (x - mean)^2 of each channel over `pixels` pixels.
-void moments(const float* x, int64_t pixels, int64_t C, double* mean, double* m2) {
-  for_blocks<4>(C, [&](int64_t c, auto block) {
+template <class T>
+void moments(const T* x, int64_t pixels, int64_t C, double* mean, double* m2) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  for_blocks<A, 4>(C, [&](int64_t c, auto block) {
     constexpr int K = decltype(block)::K;
-    V shift[K] = {}, sum[K] = {}, squares[K] = {};
+    vec<A> shift[K] = {}, sum[K] = {}, squares[K] = {};
     for (int64_t p = 0; p < pixels; p++) {
       for (int k = 0; k < K; k++) shift[k] += block.get(x + p * C + c + k * L);
     }
-    for (int k = 0; k < K; k++) shift[k] /= float(pixels);
+    for (int k = 0; k < K; k++) shift[k] /= A(pixels);
     for (int64_t p = 0; p < pixels;) {
-      V run_sum[K] = {}, run_squares[K] = {};
+      vec<A> run_sum[K] = {}, run_squares[K] = {};
       for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
         for (int k = 0; k < K; k++) {
-          const V d = block.get(x + p * C + c + k * L) - shift[k];
+          const vec<A> d = block.get(x + p * C + c + k * L) - shift[k];
           run_sum[k] += d;
           run_squares[k] += d * d;
         }
@@ -97,17 +120,18 @@ void moments(const float* x, int64_t pixels, int64_t C, double* mean, double* m2
 }
 
 // sum dy and sum dy * d, d = x - mean, of each channel over `pixels` pixels.
-void products(const float* dy, const float* x, const float* mean, int64_t pixels, int64_t C, double* dy_sum,
-              double* dy_d_sum) {
-  for_blocks<4>(C, [&](int64_t c, auto block) {
+template <class T, class A>
+void products(const T* dy, const T* x, const A* mean, int64_t pixels, int64_t C, double* dy_sum, double* dy_d_sum) {
+  constexpr int64_t L = Vec<A>::size;
+  for_blocks<A, 4>(C, [&](int64_t c, auto block) {
     constexpr int K = decltype(block)::K;
-    V shift[K], sum[K] = {}, product[K] = {};
+    vec<A> shift[K], sum[K] = {}, product[K] = {};
     for (int k = 0; k < K; k++) shift[k] = block.get(mean + c + k * L);
     for (int64_t p = 0; p < pixels;) {
-      V run_sum[K] = {}, run_product[K] = {};
+      vec<A> run_sum[K] = {}, run_product[K] = {};
       for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
         for (int k = 0; k < K; k++) {
-          const V g = block.get(dy + p * C + c + k * L);
+          const vec<A> g = block.get(dy + p * C + c + k * L);
           run_sum[k] += g;
           run_product[k] += g * (block.get(x + p * C + c + k * L) - shift[k]);
         }
@@ -121,23 +145,30 @@ void products(const float* dy, const float* x, const float* mean, int64_t pixels
   });
 }
 
-// y = (x - shift) * scale + offset, each of the three (C,).
+// y = (x - shift) * scale + offset, or dx = dy * factor + (x - shift) * scale + offset: four values per channel.
+template <class A>
 struct Line {
-  float *shift, *scale, *offset;
-  explicit Line(int64_t C) : shift(static_cast<float*>(scratch(1, 3 * C * 4))), scale(shift + C), offset(scale + C) {}
-  // As in planes.h: a mean that float cannot hold arrives as a rounded shift and the rest in offset.
-  void set(int64_t c, double mean, double factor, double bias) const {
-    shift[c] = float(mean);
-    scale[c] = float(factor);
-    offset[c] = float(bias - (mean - shift[c]) * factor);
+  A *shift, *scale, *offset, *factor;
+  explicit Line(int64_t C)
+      : shift(static_cast<A*>(scratch(1, 4 * sizeof(A) * C))),
+        scale(shift + C),
+        offset(scale + C),
+        factor(offset + C) {}
+  // A mean that A cannot hold arrives as a rounded shift and the rest in offset, as in planes.h.
+  void set(int64_t c, double mean, double slope, double bias) const {
+    shift[c] = A(mean);
+    scale[c] = A(slope);
+    offset[c] = A(bias - (mean - shift[c]) * slope);
   }
 };
 
-void apply(const Parts& parts, const Line& line, const float* x, float* y) {
+template <class T, class A>
+void apply(const Parts& parts, const Line<A>& line, const T* x, T* y) {
+  constexpr int64_t L = Vec<A>::size;
   parts.for_each([&](int64_t at, int64_t pixels, int64_t) {
-    for_blocks<4>(parts.C, [&](int64_t c, auto block) {
+    for_blocks<A, 4>(parts.C, [&](int64_t c, auto block) {
       constexpr int K = decltype(block)::K;
-      V shift[K], scale[K], offset[K];
+      vec<A> shift[K], scale[K], offset[K];
       for (int k = 0; k < K; k++) {
         shift[k] = block.get(line.shift + c + k * L);
         scale[k] = block.get(line.scale + c + k * L);
@@ -153,51 +184,44 @@ void apply(const Parts& parts, const Line& line, const float* x, float* y) {
   });
 }
 
-// dx = dy * a + (x - mean) * b + k, where line has mean, b and k.
-void apply_bwd(const Parts& parts, const Line& line, const float* factor, const float* dy, const float* x, float* dx) {
+template <class T, class A>
+void apply_bwd(const Parts& parts, const Line<A>& line, const T* dy, const T* x, T* dx) {
+  constexpr int64_t L = Vec<A>::size;
   parts.for_each([&](int64_t at, int64_t pixels, int64_t) {
-    for_blocks<2>(parts.C, [&](int64_t c, auto block) {
+    for_blocks<A, 2>(parts.C, [&](int64_t c, auto block) {
       constexpr int K = decltype(block)::K;
-      V shift[K], a[K], b[K], rest[K];
+      vec<A> shift[K], scale[K], offset[K], factor[K];
       for (int k = 0; k < K; k++) {
         shift[k] = block.get(line.shift + c + k * L);
-        a[k] = block.get(factor + c + k * L);
-        b[k] = block.get(line.scale + c + k * L);
-        rest[k] = block.get(line.offset + c + k * L);
+        scale[k] = block.get(line.scale + c + k * L);
+        offset[k] = block.get(line.offset + c + k * L);
+        factor[k] = block.get(line.factor + c + k * L);
       }
       for (int64_t p = 0; p < pixels; p++) {
         const int64_t pixel = at + p * parts.C + c;
         for (int k = 0; k < K; k++) {
-          const V d = block.get(x + pixel + k * L) - shift[k];
-          block.put(dx + pixel + k * L, block.get(dy + pixel + k * L) * a[k] + (d * b[k] + rest[k]));
+          const vec<A> d = block.get(x + pixel + k * L) - shift[k];
+          block.put(dx + pixel + k * L, block.get(dy + pixel + k * L) * factor[k] + (d * scale[k] + offset[k]));
         }
       }
     });
   });
 }
 
-double scale_of(const NormShape& s, int64_t c, double var, const void* weight) {
-  return (weight ? ((const float*)weight)[c] : 1) / __builtin_sqrt(var + s.eps);
+template <class A>
+double scale_of(const NormShape& s, int64_t c, double var, const A* weight) {
+  return (weight ? weight[c] : 1) / __builtin_sqrt(var + s.eps);
 }
 
-template <class Body>
-void for_channels(const NormShape& s, const Parts& parts, const Body& body) {
-  parallel_for(s.C, divide_up(serial_sums, at_least(parts.count, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; c++) body(c);
-  });
-}
-
-}  // namespace
-
-void train(const NormShape& s, const void* x_, const batch_norm::Affine& p, void* y, void* mean, void* var) {
-  const float *x = (const float*)x_, *bias = (const float*)p.bias;
+template <class T, class A>
+void train(const NormShape& s, const T* x, const A* weight, const A* bias, T* y, A* mean, A* var) {
   const Parts parts(s);
   const Partial partial(parts);  // mean, m2
-  const Line line(s.C);
+  const Line<A> line(s.C);
   parts.for_each([&](int64_t at, int64_t pixels, int64_t part) {
     moments(x + at, pixels, s.C, partial.first + part * s.C, partial.second + part * s.C);
   });
-  for_channels(s, parts, [&](int64_t c) {
+  parts.for_channels([&](int64_t c) {
     double m = 0, m2 = 0, values = 0;
     for (int64_t part = 0; part < parts.count; part++) {
       const double more = parts.size(part), delta = partial.first[part * s.C + c] - m;
@@ -206,53 +230,79 @@ void train(const NormShape& s, const void* x_, const batch_norm::Affine& p, void
       values += more;
     }
     const double v = m2 / at_least(parts.M, 1);
-    ((float*)mean)[c] = float(m);
-    ((float*)var)[c] = float(v);
-    line.set(c, m, scale_of(s, c, v, p.weight), bias ? bias[c] : 0);
+    mean[c] = A(m);
+    var[c] = A(v);
+    line.set(c, m, scale_of(s, c, v, weight), bias ? bias[c] : 0);
   });
-  apply(parts, line, x, (float*)y);
+  apply(parts, line, x, y);
 }
 
-void eval(const NormShape& s, const void* x, const batch_norm::Statistics& given, const batch_norm::Affine& p,
-          void* y) {
-  const float *mean = (const float*)given.mean, *var = (const float*)given.var, *bias = (const float*)p.bias;
-  const Line line(s.C);
-  for (int64_t c = 0; c < s.C; c++) line.set(c, mean[c], scale_of(s, c, var[c], p.weight), bias ? bias[c] : 0);
-  apply(Parts(s), line, (const float*)x, (float*)y);
+template <class T, class A>
+void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias, T* y) {
+  const Line<A> line(s.C);
+  for (int64_t c = 0; c < s.C; c++) line.set(c, mean[c], scale_of(s, c, var[c], weight), bias ? bias[c] : 0);
+  apply(Parts(s), line, x, y);
 }
 
-void bwd(const NormShape& s, const void* dy_, const void* x_, const batch_norm::Statistics& given, const void* weight,
-         const batch_norm::Gradients& out) {
-  const float *dy = (const float*)dy_, *x = (const float*)x_;
-  const float *mean = (const float*)given.mean, *var = (const float*)given.var;
+template <class T, class A>
+void bwd(const NormShape& s, const T* dy, const T* x, const A* mean, const A* var, const A* weight, T* dx, A* dweight,
+         A* dbias) {
   const Parts parts(s);
   const Partial partial(parts);  // sum dy, sum dy * d
-  const Line line(s.C);
-  float* factor = (float*)scratch(2, 4 * s.C);
+  const Line<A> line(s.C);
   parts.for_each([&](int64_t at, int64_t pixels, int64_t part) {
     products(dy + at, x + at, mean, pixels, s.C, partial.first + part * s.C, partial.second + part * s.C);
   });
-  for_channels(s, parts, [&](int64_t c) {
+  parts.for_channels([&](int64_t c) {
     double dy_sum = 0, dy_d_sum = 0;
     for (int64_t part = 0; part < parts.count; part++) {
       dy_sum += partial.first[part * s.C + c];
       dy_d_sum += partial.second[part * s.C + c];
     }
-    const double r = scale_of(s, c, var[c], nullptr), scale = scale_of(s, c, var[c], weight);
-    ((float*)out.dbias)[c] = float(dy_sum);
-    ((float*)out.dweight)[c] = float(dy_d_sum * r);
+    const double r = 1 / __builtin_sqrt(var[c] + s.eps), scale = scale_of(s, c, var[c], weight);
+    dbias[c] = A(dy_sum);
+    dweight[c] = A(dy_d_sum * r);
     if (!s.training) return line.set(c, 0, scale, 0);
     // dx = scale * (dy - dbias/M - d * r^2 * sum(dy*d)/M)
-    factor[c] = float(scale);
     line.shift[c] = mean[c];
-    line.scale[c] = float(-scale * r * r * dy_d_sum / parts.M);
-    line.offset[c] = float(-scale * dy_sum / parts.M);
+    line.scale[c] = A(-scale * r * r * dy_d_sum / parts.M);
+    line.offset[c] = A(-scale * dy_sum / parts.M);
+    line.factor[c] = A(scale);
   });
   if (s.training) {
-    apply_bwd(parts, line, factor, dy, x, (float*)out.dx);
+    apply_bwd(parts, line, dy, x, dx);
   } else {
-    apply(parts, line, dy, (float*)out.dx);
+    apply(parts, line, dy, dx);
   }
+}
+
+}  // namespace
+
+void train(const NormShape& s, const void* x, const batch_norm::Affine& p, void* y, void* mean, void* var) {
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    train(s, (const T*)x, (const A*)p.weight, (const A*)p.bias, (T*)y, (A*)mean, (A*)var);
+  });
+}
+
+void eval(const NormShape& s, const void* x, const batch_norm::Statistics& given, const batch_norm::Affine& p,
+          void* y) {
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    eval(s, (const T*)x, (const A*)given.mean, (const A*)given.var, (const A*)p.weight, (const A*)p.bias, (T*)y);
+  });
+}
+
+void bwd(const NormShape& s, const void* dy, const void* x, const batch_norm::Statistics& given, const void* weight,
+         const batch_norm::Gradients& out) {
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = acc_t<T>;
+    bwd(s, (const T*)dy, (const T*)x, (const A*)given.mean, (const A*)given.var, (const A*)weight, (T*)out.dx,
+        (A*)out.dweight, (A*)out.dbias);
+  });
 }
 
 }  // namespace pixels

@@ -1,4 +1,4 @@
-// Instances of planes.h for every ISA, and when to use it.
+// Instances of planes.h for every ISA and storage type, and when to use it.
 #include "cpu/batch_norm/batch_norm.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -9,7 +9,6 @@
 namespace pyconv::batch_norm {
 
 std::string planes_why_not(const NormShape& s, Pass, Ask) {
-  if (s.dtype != DType::f32) return std::string("written for float32, not ") + name_of(s.dtype);
   if (s.layout != Layout::nchw) return "a vector holds neighbouring pixels of a plane, and in channels_last none are";
   return "";
 }
