@@ -70,7 +70,7 @@ def test_second_and_third_derivatives_by_every_road(training):
         torch.testing.assert_close(a(b(c(ours, every), every), every)(x, weight, bias), third)
 
 
-@pytest.mark.parametrize("transform", [grad, jacfwd], **ids)
+@pytest.mark.parametrize("transform", [grad, jacfwd])
 def test_torch_func_updates_the_running_statistics_of_a_closure(transform):
     x, weight, bias, *running = (t.detach() for t in double_operands())
     results = []
