@@ -12,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d/pool2d.h"
+#include "cpu/roofline.h"
 #include "ops/ops.h"
 
 #define KERNEL "int kh, int kw, "
@@ -61,6 +62,38 @@ STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m) {
   PYCONV_OPS(IMPLEMENT)
 }
 
+namespace {
+
+namespace py = pybind11;
+using pyconv::Ask, pyconv::DType, pyconv::Layout, pyconv::Pass;
+
+template <class Value>
+Value named(const char* what, const std::string& name, std::initializer_list<Value> values) {
+  for (Value value : values) {
+    if (name == name_of(value)) return value;
+  }
+  throw std::invalid_argument(std::string("pyconv: there is no ") + what + " \"" + name + "\"");
+}
+
+DType dtype_named(const std::string& name) {
+  return named("dtype", name, {DType::f64, DType::f32, DType::bf16, DType::f16});
+}
+
+Pass pass_named(const std::string& name) { return named("pass", name, {Pass::fwd, Pass::bwd_input, Pass::bwd_weight}); }
+
+// Each kernel of an op's list with its source file and its answer to `able` and to `chosen`, for explain().
+template <class Shape>
+py::list answers(std::vector<pyconv::Answer> (*ask)(const Shape&, Pass, Ask), const Shape& s, const std::string& pass) {
+  py::list rows;
+  const auto able = ask(s, pass_named(pass), Ask::able), chosen = ask(s, pass_named(pass), Ask::chosen);
+  for (size_t i = 0; i < able.size(); i++) {
+    rows.append(py::make_tuple(able[i].kernel, able[i].source, able[i].why, chosen[i].why));
+  }
+  return rows;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   pyconv::parallel_hook = torch_parallel_for;
 
@@ -68,13 +101,48 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", pyconv::available_isas);
   m.def("set_isa", pyconv::set_isa);
 
-  m.attr("algorithms") = pybind11::dict(pybind11::arg("conv2d") = pyconv::conv2d::algorithms(),
-                                        pybind11::arg("max_pool2d") = pyconv::pool2d::max_algorithms(),
-                                        pybind11::arg("avg_pool2d") = pyconv::pool2d::avg_algorithms(),
-                                        pybind11::arg("adaptive_max_pool2d") = pyconv::pool2d::max_algorithms(),
-                                        pybind11::arg("adaptive_avg_pool2d") = pyconv::pool2d::avg_algorithms(),
-                                        pybind11::arg("max_unpool2d") = pyconv::pool2d::unpool_algorithms(),
-                                        pybind11::arg("batch_norm") = pyconv::batch_norm::algorithms());
-  m.attr("build") =
-      pybind11::dict(pybind11::arg("compiler") = __VERSION__, pybind11::arg("torch") = PYCONV_BUILD_TORCH);
+  py::class_<pyconv::Conv2dShape>(m, "Conv2dShape")
+      .def(py::init([](int64_t N, int64_t G, int64_t IC, int64_t IH, int64_t IW, int64_t OC, int64_t KH, int64_t KW,
+                       int64_t OH, int64_t OW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW,
+                       const std::string& dtype, bool channels_last) {
+             return pyconv::Conv2dShape{N,
+                                        G,
+                                        IC,
+                                        IH,
+                                        IW,
+                                        OC,
+                                        KH,
+                                        KW,
+                                        OH,
+                                        OW,
+                                        SH,
+                                        SW,
+                                        PH,
+                                        PW,
+                                        DH,
+                                        DW,
+                                        dtype_named(dtype),
+                                        channels_last ? Layout::nhwc : Layout::nchw};
+           }),
+           py::arg("N"), py::arg("G"), py::arg("IC"), py::arg("IH"), py::arg("IW"), py::arg("OC"), py::arg("KH"),
+           py::arg("KW"), py::arg("OH"), py::arg("OW"), py::arg("SH"), py::arg("SW"), py::arg("PH"), py::arg("PW"),
+           py::arg("DH"), py::arg("DW"), py::arg("dtype"), py::arg("channels_last"))
+      .def_property_readonly("flops", &pyconv::Conv2dShape::flops)
+      .def_property_readonly("bytes", &pyconv::Conv2dShape::bytes);
+  m.def("ask",
+        [](const pyconv::Conv2dShape& s, const std::string& pass) { return answers(pyconv::conv2d::ask, s, pass); });
+  m.def("measured_flops", [](const std::string& dtype, int threads, double seconds) {
+    py::gil_scoped_release release;
+    return pyconv::measured_flops(dtype_named(dtype), threads, seconds);
+  });
+  m.def("round_trip_nanoseconds", pyconv::round_trip_nanoseconds, py::call_guard<py::gil_scoped_release>());
+
+  m.attr("algorithms") = py::dict(py::arg("conv2d") = pyconv::conv2d::algorithms(),
+                                  py::arg("max_pool2d") = pyconv::pool2d::max_algorithms(),
+                                  py::arg("avg_pool2d") = pyconv::pool2d::avg_algorithms(),
+                                  py::arg("adaptive_max_pool2d") = pyconv::pool2d::max_algorithms(),
+                                  py::arg("adaptive_avg_pool2d") = pyconv::pool2d::avg_algorithms(),
+                                  py::arg("max_unpool2d") = pyconv::pool2d::unpool_algorithms(),
+                                  py::arg("batch_norm") = pyconv::batch_norm::algorithms());
+  m.attr("build") = py::dict(py::arg("compiler") = __VERSION__, py::arg("torch") = PYCONV_BUILD_TORCH);
 }

@@ -22,11 +22,11 @@ inline const char* name_of(Pass pass) {
 // only the first; a threshold set by a benchmark belongs to the second.
 enum class Ask { able, chosen };
 
-struct Refusal {
-  std::string kernel, why;
+struct Answer {
+  std::string kernel, source, why;  // why == "": it can, and in the order of the list it would
 };
 
-// Kernel needs: const char* name; std::string (*why_not)(const Shape&, Pass, Ask).
+// Kernel needs: const char *name, *source; std::string (*why_not)(const Shape&, Pass, Ask).
 template <class Kernel, size_t n, class Shape>
 const Kernel& choose(const char* op, const Kernel (&list)[n], const Shape& shape, Pass pass,
                      const std::string& algorithm) {
@@ -52,9 +52,9 @@ const Kernel& choose(const char* op, const Kernel (&list)[n], const Shape& shape
 
 // Every kernel in order with its answer ("" = would run).
 template <class Kernel, size_t n, class Shape>
-std::vector<Refusal> ask_all(const Kernel (&list)[n], const Shape& shape, Pass pass, Ask ask) {
-  std::vector<Refusal> answers;
-  for (const Kernel& kernel : list) answers.push_back({kernel.name, kernel.why_not(shape, pass, ask)});
+std::vector<Answer> ask_all(const Kernel (&list)[n], const Shape& shape, Pass pass, Ask ask) {
+  std::vector<Answer> answers;
+  for (const Kernel& kernel : list) answers.push_back({kernel.name, kernel.source, kernel.why_not(shape, pass, ask)});
   return answers;
 }
 

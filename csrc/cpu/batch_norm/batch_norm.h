@@ -42,7 +42,7 @@ void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& gi
          const Gradients& out, const std::string& algorithm);
 
 std::vector<std::string> algorithms();
-std::vector<Refusal> ask(const NormShape& s, Pass pass, Ask what);
+std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what);
 
 // planes.h: NCHW; a vector holds neighbouring pixels of one channel.
 std::string planes_why_not(const NormShape&, Pass, Ask);

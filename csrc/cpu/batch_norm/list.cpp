@@ -30,6 +30,6 @@ void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& gi
 }
 
 std::vector<std::string> algorithms() { return names_of(list); }
-std::vector<Refusal> ask(const NormShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
+std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
 
 }  // namespace pyconv::batch_norm

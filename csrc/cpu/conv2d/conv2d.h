@@ -27,7 +27,7 @@ void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, co
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm);
 
 std::vector<std::string> algorithms();
-std::vector<Refusal> ask(const Conv2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what);
 
 // reference.cpp: the formula, any type, any shape.
 std::string reference_why_not(const Conv2dShape&, Pass, Ask);

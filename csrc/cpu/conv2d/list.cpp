@@ -26,6 +26,6 @@ void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, c
 }
 
 std::vector<std::string> algorithms() { return names_of(list); }
-std::vector<Refusal> ask(const Conv2dShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
+std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
 
 }  // namespace pyconv::conv2d

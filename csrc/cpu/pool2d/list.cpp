@@ -39,11 +39,11 @@ std::vector<std::string> max_algorithms() { return names_of(max_list); }
 std::vector<std::string> avg_algorithms() { return names_of(avg_list); }
 std::vector<std::string> unpool_algorithms() { return names_of(unpool_list); }
 
-std::vector<Refusal> ask_max(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(max_list, s, pass, what); }
+std::vector<Answer> ask_max(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(max_list, s, pass, what); }
 
-std::vector<Refusal> ask_avg(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(avg_list, s, pass, what); }
+std::vector<Answer> ask_avg(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(avg_list, s, pass, what); }
 
-std::vector<Refusal> ask_unpool(const Pool2dShape& s, Pass pass, Ask what) {
+std::vector<Answer> ask_unpool(const Pool2dShape& s, Pass pass, Ask what) {
   return ask_all(unpool_list, s, pass, what);
 }
 

@@ -50,9 +50,9 @@ const UnpoolKernel& choose_unpool(const char* op, const Pool2dShape& s, Pass pas
 std::vector<std::string> max_algorithms();
 std::vector<std::string> avg_algorithms();
 std::vector<std::string> unpool_algorithms();
-std::vector<Refusal> ask_max(const Pool2dShape& s, Pass pass, Ask what);
-std::vector<Refusal> ask_avg(const Pool2dShape& s, Pass pass, Ask what);
-std::vector<Refusal> ask_unpool(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask_max(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask_avg(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask_unpool(const Pool2dShape& s, Pass pass, Ask what);
 
 // reference.cpp: the formula, any type, any window.
 WhyNot reference_why_not;

@@ -1,0 +1,299 @@
+"""Which kernel runs, why, and how far from the roof.
+
+print(pyconv.explain(layer, x))                       # a layer of pyconv.nn or torch.nn
+print(pyconv.explain(pyconv.ops.conv2d, x, w, padding=1, measure=True))
+
+python -m pyconv explain --conv ic96ih56oc96kh7ph3g96 --batch 4 --measure
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyconv import _native, ops
+from pyconv._conv_string import Conv2dCase, conv2d
+from pyconv._register import conv2d as _conv2d
+from pyconv._shapes import pair, same_padding
+from pyconv._timing import alternate
+
+PASSES = ("fwd", "bwd_input", "bwd_weight")
+_NAMES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What the machine gives at most, measured: operations and bytes a second."""
+
+    flops: float
+    bandwidth: float
+
+    def seconds(self, flops: int, moved: int) -> float:
+        """The roofline bound: no kernel is faster (Williams et al., CACM 52(4), 2009)."""
+        return max(flops / self.flops, moved / self.bandwidth)
+
+
+@cache
+def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
+    """Multiply-adds from registers, and a copy between two buffers of together `megabytes`."""
+    name = "float64" if dtype == torch.float64 else "float32"
+    half = max(megabytes, 1) * 2**20 // 8
+    source, target = torch.ones(half), torch.empty(half)
+    copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].median
+    return Roof(_native.lib.measured_flops(name, threads, 0.1), 8 * half / copy)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kernel of the list: its source, why it cannot run, and why it is not the choice ("" if it is)."""
+
+    name: str
+    source: str
+    cannot: str
+    refuses: str
+
+
+@dataclass
+class Pass:
+    """One direction: who runs, who refused, and the bounds."""
+
+    name: str
+    chosen: str
+    candidates: list[Candidate]
+    bound: float  # seconds
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # measured, by kernel; "torch" is torch's
+
+
+@dataclass
+class Explanation:
+    """What `explain` found; print it, or read its fields."""
+
+    case: Conv2dCase
+    dtype: torch.dtype
+    channels_last: bool
+    threads: int
+    isa: str
+    flops: int
+    bytes: int
+    roof: Roof
+    passes: list[Pass]
+
+    def __str__(self) -> str:
+        c = self.case
+        kernel = f"{c.kh}x{c.kw}"
+        lines = [
+            f"conv2d {c.ic} -> {c.oc}, {kernel}, stride {(c.sh, c.sw)}, padding {(c.ph, c.pw)}, "
+            f"dilation {(c.dh, c.dw)}, groups {c.g}",
+            f"  on {_NAMES[self.dtype]} {c.x} {'channels_last' if self.channels_last else 'NCHW'}, "
+            f"{self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}",
+            f"  {self.flops / 1e6:.1f} MFLOP, {self.bytes / 1e6:.2f} MB compulsory, "
+            f"{self.flops / self.bytes:.1f} FLOP per byte; roof {self.roof.flops / 1e9:.0f} GFLOP/s, "
+            f"{self.roof.bandwidth / 1e9:.0f} GB/s",
+        ]
+        for p in self.passes:
+            bound = "arithmetic" if self.flops / self.roof.flops >= p.bound else "memory"
+            lines.append(
+                f"{p.name}: {p.chosen} runs; at best {p.bound * 1e6:.1f} us, bound by {bound}"
+            )
+            for k in p.candidates:
+                why = k.cannot or k.refuses
+                lines.append(f"    {k.name:<18} {why or 'can run here'}  [{k.source}]")
+            for name, seconds in sorted(p.seconds.items(), key=lambda item: item[1]):
+                lines.append(
+                    f"    {name:<18} {seconds * 1e6:10.1f} us  {self.flops / seconds / 1e9:7.1f} GFLOP/s  "
+                    f"{p.bound / seconds:5.0%} of the roof"
+                )
+        return "\n".join(lines)
+
+
+def explain(
+    layer_or_op: Any, *inputs: Tensor, measure: bool = False, **arguments: Any
+) -> Explanation:
+    """Explains a convolution: the kernel chosen in each direction and why, and every kernel refused.
+
+    Args:
+        layer_or_op: a Conv2d layer (pyconv's or torch's), or pyconv.ops.conv2d.
+        inputs: the layer's input, or conv2d's input, weight and bias.
+        measure: also time every kernel that can run, and torch, interleaved.
+        arguments: conv2d's other arguments, as for the call.
+
+    Returns:
+        an `Explanation`; `print` shows it.
+
+    Raises:
+        TypeError: neither a Conv2d nor conv2d.
+        ShapeError: the sizes do not fit, as the call itself would say.
+        RuntimeError: the compiled half is missing.
+    """
+    if isinstance(layer_or_op, torch.nn.Conv2d):
+        layer = layer_or_op
+        padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
+        x, w = inputs[0], layer.weight
+        if layer.padding_mode != "zeros":
+            x = torch.nn.functional.pad(
+                x, layer._reversed_padding_repeated_twice, layer.padding_mode
+            )
+        arguments = {
+            "stride": layer.stride,
+            "padding": padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+        }
+    elif layer_or_op is ops.conv2d:
+        x, w = inputs[:2]
+    else:
+        raise TypeError(
+            f"explain: expected a Conv2d layer or pyconv.ops.conv2d, got {layer_or_op!r}"
+        )
+    x = x.unsqueeze(0) if x.dim() == 3 else x
+    case = _case(x, w, **arguments)
+    formats = (x, w)
+    last = any(
+        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+        for t in formats
+    )
+    return explain_case(case, x.dtype, last, measure)
+
+
+def _case(
+    x: Tensor,
+    w: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    **_: Any,
+) -> Conv2dCase:
+    dilation = pair("explain", "dilation", dilation)
+    if padding == "same":
+        left, _right, top, _bottom = same_padding(tuple(w.shape[2:]), dilation)
+        padding = (top, left)
+    padding = (0, 0) if padding == "valid" else pair("explain", "padding", padding)
+    stride = pair("explain", "stride", stride)
+    n, ic, ih, iw = x.shape
+    oc, _, kh, kw = w.shape
+    case = Conv2dCase(n, groups, ic, ih, iw, oc, kh, kw, *stride, *padding, *dilation)
+    assert case.y and case.w == tuple(w.shape)
+    return case
+
+
+def explain_case(
+    case: Conv2dCase,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    measure: bool = False,
+) -> Explanation:
+    """As `explain`, for a convolution given as data."""
+    if _native.lib is None:
+        raise RuntimeError(f"explain: there are no kernels to ask: {_native.reason}")
+    n, oc, oh, ow = case.y
+    shape = _native.lib.Conv2dShape(
+        N=case.mb, G=case.g, IC=case.ic, IH=case.ih, IW=case.iw, OC=case.oc, KH=case.kh, KW=case.kw,
+        OH=oh, OW=ow, SH=case.sh, SW=case.sw, PH=case.ph, PW=case.pw, DH=case.dh, DW=case.dw,
+        dtype=_NAMES[dtype], channels_last=channels_last,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    machine = roof(dtype, threads, -(-shape.bytes // 2**20))
+    passes = []
+    for name in PASSES:
+        candidates = [Candidate(*row) for row in _native.lib.ask(shape, name)]
+        chosen = next(k.name for k in candidates if not k.refuses)
+        passes.append(Pass(name, chosen, candidates, machine.seconds(shape.flops, shape.bytes)))
+    found = Explanation(
+        case,
+        dtype,
+        channels_last,
+        threads,
+        _native.lib.isa(),
+        shape.flops,
+        shape.bytes,
+        machine,
+        passes,
+    )
+    if measure:
+        for p in found.passes:
+            able = [k.name for k in p.candidates if not k.cannot]
+            calls = {
+                name: candidate_call(case, dtype, channels_last, p.name, name)
+                for name in (*able, "torch")
+            }
+            p.seconds = {name: t.median for name, t in alternate(calls, seconds=0.2).items()}
+    return found
+
+
+def operands(
+    case: Conv2dCase, dtype: torch.dtype, channels_last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random x, w and dy of the case, in one layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, w, dy = (
+        torch.randn(size).to(dtype).to(memory_format=layout) for size in (case.x, case.w, case.y)
+    )
+    return x, w, dy
+
+
+def candidate_call(
+    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, direction: str, kernel: str
+) -> Callable[[], Tensor]:
+    """One direction of a convolution by one kernel, "" for the list's choice or "torch" for torch's."""
+    x, w, dy = operands(case, dtype, channels_last)
+    if kernel == "torch":
+        return torch_call(case, x, w, dy, direction)
+    if direction == "fwd":
+        return lambda: _conv2d.fwd(x, w, None, *case.geometry, kernel)
+    rest = (*case.geometry, channels_last, kernel)
+    if direction == "bwd_input":
+        return lambda: _conv2d.bwd_input(dy, w, case.ih, case.iw, *rest)
+    return lambda: _conv2d.bwd_weight(dy, x, case.kh, case.kw, *rest)
+
+
+def torch_call(
+    case: Conv2dCase, x: Tensor, w: Tensor, dy: Tensor, direction: str
+) -> Callable[[], Tensor]:
+    forward = getattr(torch.nn.functional, "conv2d")  # noqa: B009  the judge, by name: see test_layering
+    backward = getattr(torch.ops.aten, "convolution_" + "backward")
+    if direction == "fwd":
+        return lambda: forward(x, w, None, **case.arguments)
+    mask = [direction == "bwd_input", direction == "bwd_weight", False]
+    rest = ([case.sh, case.sw], [case.ph, case.pw], [case.dh, case.dw], False, [0, 0], case.g, mask)
+    index = mask.index(True)
+    return lambda: backward(dy, x, w, None, *rest)[index]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``explain``."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--conv", required=True, help="a convolution, as ic96ih56oc96kh7ph3g96")
+    parser.add_argument("--batch", type=int, help="overrides mb")
+    parser.add_argument("--dtype", choices=list(_NAMES.values()), default="float32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--measure", action="store_true", help="time every kernel and torch")
+    parser.set_defaults(run=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print; return the exit code."""
+    case = conv2d(args.conv)
+    if args.batch:
+        case = case.with_batch(args.batch)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found = explain_case(case, getattr(torch, args.dtype), args.channels_last, args.measure)
+    sys.stdout.write(f"{found}\n")
+    return 0
