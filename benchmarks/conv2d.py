@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.harness import conditions, geometric_mean, relative_error, write
 from pyconv._conv_string import Conv2dCase, conv2d
+from pyconv._explain import PASSES, candidate_call, explain_case, operands, torch_call
 from pyconv._timing import alternate
-from pyconv.explain import PASSES, candidate_call, explain_case, operands, torch_call
 
 TIERS = ("smoke", "core", "full")
 # A result this far from float64 is wrong, not rounded; Winograd's float32 stays below 1e-5.

@@ -6,6 +6,7 @@
     with pyconv.override_torch(): ...       # route torch.nn.functional's calls
     pyconv.grad.conv2d_weight(x, size, dy)  # the gradients as functions, as torch.nn.grad
     pyconv.algorithms("conv2d")             # what can run; algorithm="name" forces one
+    pyconv.explain(layer, x, measure=True)  # what does run, why, and how far from the roof
 
 To see how it works, read pyconv/reference first: the same sums in plain PyTorch.
 """
@@ -14,6 +15,7 @@ from pyconv import _native as _native
 from pyconv import grad as grad
 from pyconv import nn as nn
 from pyconv import ops as ops
+from pyconv._explain import explain as explain
 from pyconv._shapes import ShapeError as ShapeError
 from pyconv.convert import convert as convert
 from pyconv.convert import revert as revert

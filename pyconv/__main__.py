@@ -1,10 +1,12 @@
-"""The command line: ``python -m pyconv train | demo | info``."""
+"""The command line: ``python -m pyconv train | demo | explain | info``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from pyconv._explain import add_arguments as add_explain_arguments
+from pyconv._shapes import ShapeError
 from pyconv.data import DataError
 from pyconv.info import add_arguments as add_info_arguments
 from pyconv.train import UsageError, cli, demo, distributed
@@ -17,13 +19,18 @@ def main(argv: list[str] | None = None) -> int:
     for name, summary, add_arguments in (
         ("train", "train a model on real images", cli.add_arguments),
         ("demo", "train LeNet-5 on our layers beside its torch twin", demo.add_arguments),
+        (
+            "explain",
+            "which kernel runs a convolution, why, and the roofline",
+            add_explain_arguments,
+        ),
         ("info", "versions, instruction sets, kernels, and what is missing", add_info_arguments),
     ):
         add_arguments(commands.add_parser(name, help=summary))
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except (DataError, UsageError) as error:
+    except (DataError, ShapeError, UsageError) as error:
         if distributed.local_rank() == 0:  # once for each machine
             print(f"pyconv {args.command}: {error}", file=sys.stderr)
         return 2

@@ -122,7 +122,7 @@ def conv2d(text: str) -> Conv2dCase:
         height = given.get(letter + "h", default)
         sizes[letter + "h"], sizes[letter + "w"] = height, given.get(letter + "w", height)
     case = Conv2dCase(**sizes, name=name)
-    n, oc, oh, ow = case.y
+    _, _, oh, ow = case.y
     if given.get("oh", oh) != oh or given.get("ow", given.get("oh", ow)) != ow:
         raise ShapeError(
             f"conv string: {text!r} gives an output of {oh} x {ow}, not what oh and ow say"

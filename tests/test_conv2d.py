@@ -42,7 +42,9 @@ def check_against_float64(case, dtype, layout, algorithm):
     assert_close(dx, DX, magnitude=aDX, terms=taps * case.oc // case.g, name="dx")
     assert_close(dw, DW, magnitude=aDW, terms=pixels, name="dw")
     assert_close(db, DB, magnitude=aDB, terms=pixels, name="db")
-    if case.n > 0 and case.oc > 1:  # with one value along an axis torch's own strides are arbitrary
+    if (
+        case.mb > 0 and case.oc > 1
+    ):  # with one value along an axis torch's own strides are arbitrary
         assert y.stride() == F.conv2d(x, w, b, **case.arguments).stride()
 
 
@@ -88,7 +90,7 @@ def test_random_geometry(data):
     ih = draw(max(1, dh * (kh - 1) + 1 - 2 * ph), 20)
     iw = draw(max(1, dw * (kw - 1) + 1 - 2 * pw), 20)
     case = conv2d(
-        f"n{draw(0, 3)}g{g}ic{g * draw(1, 6)}ih{ih}iw{iw}oc{g * draw(1, 20)}kh{kh}kw{kw}"
+        f"mb{draw(0, 3)}g{g}ic{g * draw(1, 6)}ih{ih}iw{iw}oc{g * draw(1, 20)}kh{kh}kw{kw}"
         f"sh{draw(1, 4)}sw{draw(1, 4)}ph{ph}pw{pw}dh{dh}dw{dw}"
     )
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -116,7 +118,7 @@ GRADCHECK = [
     for text in (
         "ic4ih5iw6oc6kh3kw2sh2sw1ph1pw2dh1dw2g2",
         "ic2ih4oc3kh3ph1",
-        "n1ic3ih5oc3kh3sh2ph1g3",
+        "mb1ic3ih5oc3kh3sh2ph1g3",
     )
 ]
 
@@ -213,7 +215,7 @@ def test_weight_gradient_has_the_layout_of_the_weight():
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_same_bits_for_any_number_of_threads(algorithm, layout):
-    case = conv2d("n9ic5ih30oc18kh3sh2ph1")
+    case = conv2d("mb9ic5ih30oc18kh3sh2ph1")
     x, w, b = operands(case, layout=layout)
     results = []
     for threads in (1, 2, 3):

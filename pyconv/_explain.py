@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _native, ops
+from pyconv import _native, _shapes, ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._register import conv2d as _conv2d
 from pyconv._shapes import pair, same_padding
@@ -45,6 +45,12 @@ class Roof:
         return max(flops / self.flops, moved / self.bandwidth)
 
 
+def _kernels() -> Any:
+    if _native.lib is None:
+        raise RuntimeError(f"explain: there are no kernels to ask: {_native.reason}")
+    return _native.lib
+
+
 @cache
 def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
     """Multiply-adds from registers, and a copy between two buffers of together `megabytes`."""
@@ -52,7 +58,7 @@ def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
     half = max(megabytes, 1) * 2**20 // 8
     source, target = torch.ones(half), torch.empty(half)
     copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].median
-    return Roof(_native.lib.measured_flops(name, threads, 0.1), 8 * half / copy)
+    return Roof(_kernels().measured_flops(name, threads, 0.1), 8 * half / copy)
 
 
 @dataclass(frozen=True)
@@ -176,19 +182,18 @@ def _case(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    **_: Any,
+    **_rest: Any,
 ) -> Conv2dCase:
     dilation = pair("explain", "dilation", dilation)
     if padding == "same":
-        left, _right, top, _bottom = same_padding(tuple(w.shape[2:]), dilation)
+        left, _right, top, _bottom = same_padding((w.shape[2], w.shape[3]), dilation)
         padding = (top, left)
     padding = (0, 0) if padding == "valid" else pair("explain", "padding", padding)
     stride = pair("explain", "stride", stride)
     n, ic, ih, iw = x.shape
     oc, _, kh, kw = w.shape
-    case = Conv2dCase(n, groups, ic, ih, iw, oc, kh, kw, *stride, *padding, *dilation)
-    assert case.y and case.w == tuple(w.shape)
-    return case
+    _shapes.conv2d(x.shape, w.shape, stride, padding, dilation, groups)
+    return Conv2dCase(n, groups, ic, ih, iw, oc, kh, kw, *stride, *padding, *dilation)
 
 
 def explain_case(
@@ -198,10 +203,9 @@ def explain_case(
     measure: bool = False,
 ) -> Explanation:
     """As `explain`, for a convolution given as data."""
-    if _native.lib is None:
-        raise RuntimeError(f"explain: there are no kernels to ask: {_native.reason}")
-    n, oc, oh, ow = case.y
-    shape = _native.lib.Conv2dShape(
+    kernels = _kernels()
+    _, _, oh, ow = case.y
+    shape = kernels.Conv2dShape(
         N=case.mb, G=case.g, IC=case.ic, IH=case.ih, IW=case.iw, OC=case.oc, KH=case.kh, KW=case.kw,
         OH=oh, OW=ow, SH=case.sh, SW=case.sw, PH=case.ph, PW=case.pw, DH=case.dh, DW=case.dw,
         dtype=_NAMES[dtype], channels_last=channels_last,
@@ -210,7 +214,7 @@ def explain_case(
     machine = roof(dtype, threads, -(-shape.bytes // 2**20))
     passes = []
     for name in PASSES:
-        candidates = [Candidate(*row) for row in _native.lib.ask(shape, name)]
+        candidates = [Candidate(*row) for row in kernels.ask(shape, name)]
         chosen = next(k.name for k in candidates if not k.refuses)
         passes.append(Pass(name, chosen, candidates, machine.seconds(shape.flops, shape.bytes)))
     found = Explanation(
@@ -218,7 +222,7 @@ def explain_case(
         dtype,
         channels_last,
         threads,
-        _native.lib.isa(),
+        kernels.isa(),
         shape.flops,
         shape.bytes,
         machine,
