@@ -47,8 +47,8 @@ def conv2d(
         or weight is. float64, float32, bfloat16, float16; the last two sum in float32.
 
     Raises:
-        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit, or why
-            the forced algorithm cannot run.
+        ShapeError: (a ValueError and a RuntimeError) naming the argument that does not fit.
+        ValueError: the forced algorithm cannot run here, and why; or there is none of that name.
         TypeError: an argument of the wrong type.
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic, arXiv:1603.07285, section 2.
