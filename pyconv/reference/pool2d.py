@@ -60,6 +60,7 @@ def _windows(x: Tensor, h: _Axis, w: _Axis, nothing: float) -> tuple[Tensor, Ten
 
 
 def _out(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows on an axis; ceil_mode drops a last one that would start beyond the image."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if not ceil_mode:
         return room // stride + 1
@@ -68,12 +69,12 @@ def _out(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_
 
 
 def _dense(t: Tensor, like: Tensor, channels_last: bool | None = None) -> Tensor:
-    """In like's dtype; channels_last if said, or if like is."""
+    """A copy in like's dtype, of exactly the strides of channels_last if said, or if like is."""
     if channels_last is None:
         format = format_of(like)
     else:
         format = torch.channels_last if channels_last else torch.contiguous_format
-    return t.to(like.dtype).contiguous(memory_format=format)
+    return torch.empty_like(t, dtype=like.dtype, memory_format=format).copy_(t)
 
 
 # --- maxima
@@ -89,7 +90,7 @@ def _max(x: Tensor, h: _Axis, w: _Axis) -> tuple[Tensor, Tensor]:
     tap = torch.where(nan.any(-1), last_nan, is_best.int().argmax(-1))[..., None]
     y = value.gather(-1, tap)[..., 0]
     index = offset.expand_as(value).gather(-1, tap)[..., 0].masked_fill(~seen.any(-1), -1)
-    return _dense(y, x), index.contiguous(memory_format=format_of(x))
+    return _dense(y, x), torch.empty_like(index, memory_format=format_of(x)).copy_(index)
 
 
 def max_pool2d(
