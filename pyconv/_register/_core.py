@@ -29,6 +29,7 @@ from torch.utils.flop_counter import register_flop_formula
 from pyconv import _native, reference
 from pyconv._shapes import ShapeError
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _library = torch.library.Library("pyconv", "FRAGMENT")
 _transforming = torch._C._are_functorch_transforms_active
 _compiling = torch.compiler.is_compiling
@@ -43,19 +44,22 @@ def _no_cuda(*_args: Any) -> Any:
     )
 
 
-def _implement(name: str) -> None:
+def _implement(name: str, fake: Callable[..., Any]) -> None:
     """Without the compiled half the reference stands in; its annotations are the schema."""
     if _native.lib is None:
         function = getattr(reference, name)
         schema = torch.library.infer_schema(function, mutates_args=())
 
-        def without_autocast(*args: Any) -> Any:  # else its sums would run in the autocast dtype
-            with torch.autocast(args[0].device.type, enabled=False):
+        def checked(*args: Any) -> Any:
+            fake(*args)  # refuses the sizes that the kernels would refuse
+            if args[0].dtype not in _DTYPES:
+                raise ShapeError(f"{name}: dtype must be one of {_DTYPES}, got {args[0].dtype}")
+            with torch.autocast(args[0].device.type, enabled=False):  # sums keep their dtype
                 return function(*args)
 
         for alias in (name, "_" + name):
             _library.define(alias + schema)
-            _library.impl(alias, without_autocast, "CompositeExplicitAutograd")
+            _library.impl(alias, checked, "CompositeExplicitAutograd")
     else:
         for alias in (name, "_" + name):
             _library.impl(alias, _no_cuda, "CUDA")
@@ -89,7 +93,7 @@ def register(
     The first `tensors` arguments are tensors (or None); the others are plain numbers. `setup` must
     save what backward and jvp read; `backward` returns one gradient per argument.
     """
-    _implement(name)
+    _implement(name, fake)
     packets = [getattr(torch.ops.pyconv, name), getattr(torch.ops.pyconv, "_" + name)]
     op, raw = (packet.default for packet in packets)
 
