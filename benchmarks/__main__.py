@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import conv2d, overhead
+from benchmarks import conv2d, overhead, report, steps
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    conv2d.add_arguments(commands.add_parser("conv2d", help=conv2d.__doc__))
-    commands.add_parser("overhead", help=overhead.__doc__).set_defaults(run=overhead.main)
+    for name, module in (
+        ("conv2d", conv2d),
+        ("steps", steps),
+        ("overhead", overhead),
+        ("report", report),
+    ):
+        summary = str(module.__doc__).split(".")[0].split(":")[0]
+        module.add_arguments(commands.add_parser(name, help=summary))
     args = parser.parse_args()
     return args.run(args)
 

@@ -1,12 +1,13 @@
 """What one call costs before any arithmetic: conv2d of (1, 1, 8, 8), in microseconds, beside torch's.
 
-    python -m benchmarks.overhead
+    python -m benchmarks overhead
 
 Median of interleaved rounds in one process, one thread.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +27,11 @@ def microseconds(row: Callable[[Callable], object], conv: Callable) -> float:
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=main)
+
+
+def main(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     x, w, b = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 3, 3), torch.randn(1)
     torch.testing.assert_close(ops.conv2d(x, w, b), F.conv2d(x, w, b))
@@ -44,7 +49,4 @@ def main() -> None:
                 times[conv].append(microseconds(row, conv))
         ours, torchs = (statistics.median(t) for t in times.values())
         print(f"{name:<28}{ours:8.1f}{torchs:8.1f}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0
