@@ -122,6 +122,13 @@ package: env
 	$(BIN)/python -m pip install -q --no-deps --target build/installed dist/pyconv-*.whl
 	cd build && PYTHONPATH=installed $(BIN)/python -m pyconv info
 
+## make bench      every layer and whole networks beside torch; rewrites the tables of the README
+.PHONY: bench
+bench: build
+	$(BIN)/python -m benchmarks conv2d --tier full
+	$(BIN)/python -m benchmarks steps
+	$(BIN)/python -m benchmarks report
+
 ## make clean      removes what was built; .venv stays
 .PHONY: clean
 clean:
