@@ -112,7 +112,7 @@ int main() {
   int bad = 0, cases = 0;
   for (int i = 0; i < 200; i++) {
     const NormShape s = random_shape(draw);
-    for (const Refusal& answer : batch_norm::ask(s, Pass::fwd, Ask::able)) {
+    for (const Answer& answer : batch_norm::ask(s, Pass::fwd, Ask::able)) {
       if (!answer.why.empty()) continue;
       cases++;
       bool good = false;

@@ -215,7 +215,7 @@ int main() {
   Tally tally;
   for (const std::string& name : pool2d::max_algorithms()) {
     const auto why_not = [&](const Pool2dShape& s) {
-      for (const Refusal& answer : pool2d::ask_max(s, Pass::fwd, Ask::able)) {
+      for (const Answer& answer : pool2d::ask_max(s, Pass::fwd, Ask::able)) {
         if (answer.kernel == name) return answer.why;
       }
       return std::string();
@@ -229,7 +229,7 @@ int main() {
   }
   for (const std::string& name : pool2d::avg_algorithms()) {
     const auto why_not = [&](const Pool2dShape& s) {
-      for (const Refusal& answer : pool2d::ask_avg(s, Pass::fwd, Ask::able)) {
+      for (const Answer& answer : pool2d::ask_avg(s, Pass::fwd, Ask::able)) {
         if (answer.kernel == name) return answer.why;
       }
       return std::string();
