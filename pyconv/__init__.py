@@ -12,6 +12,7 @@ To see how it works, read pyconv/reference first: the same sums in plain PyTorch
 """
 
 from pyconv import _native as _native
+from pyconv import backends as backends
 from pyconv import grad as grad
 from pyconv import nn as nn
 from pyconv import ops as ops

@@ -11,6 +11,10 @@ def conv2d(text):
     return parse(text if "mb" in text else f"mb2{text}")
 
 
+def is_3x3_at_stride_1(case):
+    return (case.kh, case.kw, case.sh, case.sw, case.dh, case.dw) == (3, 3, 1, 1, 1, 1)
+
+
 CONV2D = [
     conv2d(text)
     for text in (
@@ -57,6 +61,36 @@ CONV2D = [
         "mb1ic30ih5oc3kh3",
         # more images than chunks of the weight gradient
         "mb19ic2ih5oc3kh3ph1",
+        "mb0ic3ih8oc4kh3ph1",
+    )
+]
+
+# For the kernels of 3x3 windows at stride 1, which work on tiles of 4x4 pixels.
+CONV2D_3X3 = [
+    conv2d(text)
+    for text in (
+        # tiles at the border: 3, 4, 5 and 7, 8, 9 pixels; both axes different; one pixel
+        "mb1ic3ih3oc4kh3ph1",
+        "mb1ic5ih4iw9oc3kh3ph1",
+        "mb3ic4ih5iw8oc7kh3",
+        "mb2ic17ih7oc33kh3ph1",
+        "mb1ic2ih3oc2kh3",
+        # any padding: the input gradient's is 2 - P, negative from 3 on
+        "mb1ic4ih6iw7oc4kh3ph2pw0",
+        "mb2ic3ih4iw5oc6kh3ph3pw5",
+        # channels around one and two vectors, and around the restart of sums at 64
+        "mb1ic16ih8oc32kh3ph1",
+        "mb1ic15ih6oc31kh3ph1",
+        "mb1ic63ih6oc17kh3ph1",
+        "mb1ic65ih6oc49kh3ph1",
+        "mb2ic130ih5oc70kh3ph1",
+        # runs of more than 28 tiles; several blocks of tiles, cut inside a row of tiles
+        "mb1ic2ih4iw130oc3kh3ph1",
+        "mb2ic20ih50iw47oc18kh3ph1",
+        "mb1ic70ih40oc34kh3ph1",
+        # the tiles of the weight gradient in several parts
+        "mb5ic3ih33oc5kh3",
+        "mb2ic34ih8oc36kh3ph1g2",
         "mb0ic3ih8oc4kh3ph1",
     )
 ]

@@ -1,6 +1,9 @@
 """The only tolerance of the suite, and the tensors it is asked of."""
 
+import re
+
 import torch
+import torch.nn.functional as F
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -32,6 +35,24 @@ def in_float64(*tensors):
         t if t is None else t.detach().double().clone().requires_grad_(t.requires_grad)
         for t in tensors
     )
+
+
+def runs_or_refuses(call):
+    """What call() returns, or None if the algorithm it forces refuses: then with a sentence."""
+    try:
+        return call()
+    except ValueError as error:
+        assert re.search(r'algorithm "\w+" cannot run \w+ here: \w+ .*\w', str(error)), error
+        return None
+
+
+def winograd_magnitude(magnitude):
+    """The scale of Winograd's rounding errors: what is largest in a 4x4 tile errs everywhere in it.
+
+    A pixel's tile lies within 3 pixels of it. The transforms amplify: 4 covers every case here,
+    16 times less than the a-priori bound |AT| |G| |BT| of these points.
+    """
+    return 4 * F.max_pool2d(magnitude, 7, stride=1, padding=3) if magnitude.numel() else magnitude
 
 
 def assert_close(actual, expected, *, magnitude=None, terms=1, name="result"):

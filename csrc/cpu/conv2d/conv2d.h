@@ -35,6 +35,13 @@ Fwd reference_fwd;
 BwdInput reference_bwd_input;
 BwdWeight reference_bwd_weight;
 
+// winograd.cpp: fewer products than the formula has, for 3x3 kernels at stride 1.
+extern bool allow_winograd;  // for the whole process; false at start if PYCONV_ALLOW_WINOGRAD=0
+std::string winograd_why_not(const Conv2dShape&, Pass, Ask);
+Fwd winograd_fwd;
+BwdInput winograd_bwd_input;
+BwdWeight winograd_bwd_weight;
+
 // implicit_gemm.cpp: one matrix product per direction, any type, any shape.
 std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask);
 Fwd implicit_gemm_fwd;

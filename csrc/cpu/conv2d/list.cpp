@@ -1,17 +1,40 @@
 // Which convolution runs, and why: fastest first, the first kernel that does not refuse.
 #include "cpu/conv2d/conv2d.h"
 
+#include <cstdlib>
+
 namespace pyconv::conv2d {
 namespace {
 
 // clang-format off
 constexpr Kernel list[] = {
+    {"winograd",      "csrc/cpu/conv2d/winograd.h",      winograd_why_not,      winograd_fwd,      winograd_bwd_input,      winograd_bwd_weight},
     {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight},
     {"reference",     "csrc/cpu/conv2d/reference.cpp",   reference_why_not,     reference_fwd,     reference_bwd_input,     reference_bwd_weight},
 };
 // clang-format on
 
 }  // namespace
+
+bool allow_winograd = [] {
+  const char* asked = std::getenv("PYCONV_ALLOW_WINOGRAD");
+  return !(asked && std::string(asked) == "0");
+}();
+
+std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
+  const auto pair = [](int64_t a, int64_t b, const char* sign) { return std::to_string(a) + sign + std::to_string(b); };
+  if (!allow_winograd) return "pyconv.backends.allow_winograd is False";
+  if (s.KH != 3 || s.KW != 3 || s.SH != 1 || s.SW != 1 || s.DH != 1 || s.DW != 1) {
+    return "needs a 3x3 kernel with stride 1 and dilation 1, got " + pair(s.KH, s.KW, "x") + " with stride (" +
+           pair(s.SH, s.SW, ", ") + ") and dilation (" + pair(s.DH, s.DW, ", ") + ")";
+  }
+  if (ask == Ask::able) return "";
+  if (s.ic_per_group() < 16 || s.oc_per_group() < 16) {
+    return "pays from 16 input and 16 output channels per group on, got " + std::to_string(s.ic_per_group()) +
+           " and " + std::to_string(s.oc_per_group());
+  }
+  return "";
+}
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y, const std::string& algorithm) {
   choose("conv2d", list, s, Pass::fwd, algorithm).fwd(s, x, w, b, y);

@@ -1,0 +1,189 @@
+// conv2d / Winograd / weight gradient.
+// Computes  dw[k,c] = AT [ sum_t (G dy G') * (BT x B) ] A, F(3x3, 4x4) on the tiles t of 4 x 4 outputs: dy is the
+//           filter. The points, and with them BT, are those of the forward pass
+// Shapes    V (c block, 36, tile, 2 L);  D (k block, 36, tile, L);  sums (part, OC, 9, channels rounded up to L)
+// Tiling    thread: a range of (part of the tiles, block of L output channels); V and D of some tiles at a time, all
+//           its own. Products over those tiles end in registers and are transformed and added at once: 9 values where
+//           M would have 36, and sums that restart with every block of tiles.
+//           The parts depend on the shape alone and are added in their order: the same bits for any number of threads
+// Cost      as the forward pass; an output transform per (k, c) and block of tiles; the input is transformed again
+//           by each thread that shares a part
+// Limits, Source   winograd.h
+
+constexpr int64_t part_tiles = 64, most_parts = 8;        // a part is worth its sum from 64 tiles on
+constexpr int64_t sums_bytes = int64_t(8) << 20;          // all parts together
+constexpr int64_t gradient_block_bytes = int64_t(1) << 20;  // V and D of a block
+constexpr int64_t least_block = 32;                       // tiles: fewer, and output transforms weigh too much
+
+template <class T>
+struct WeightProblem {
+  using A = acc_t<T>;
+  static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  static constexpr int R = PYCONV_BYTES == 16 ? L : L / 2;  // rows of the register tile: output channels
+  Layout layout;
+  int64_t C, K, IH, IW, PH, PW;  // channels of x and of dy
+  Tiles tiles;
+  const T* x;
+  Index4 X;
+  const T* dy;
+  Index4 Y;
+  T* dw;  // (K, C, 3, 3)
+
+  int64_t c_blocks() const { return divide_up(C, BN); }
+  int64_t k_blocks() const { return divide_up(K, L); }
+  int64_t vectors(int64_t c_block) const { return C - c_block * BN > L ? 2 : 1; }
+  int64_t v_plane(int64_t count) const { return BN * count + plane_pad<A>; }
+  int64_t d_plane(int64_t count) const { return L * count + plane_pad<A>; }
+  static constexpr int64_t m_plane = R * BN + plane_pad<A>;
+  int64_t sum_size() const { return K * 9 * divide_up(C, L) * L; }
+
+  int64_t parts() const {
+    const int64_t fit = sums_bytes / (sum_size() * int64_t(sizeof(A)));
+    return at_least(at_most(at_most(tiles.count() / part_tiles, most_parts), fit), 1);
+  }
+
+  // Tiles transformed at a time; of the shape alone, as it decides the order of sums.
+  int64_t tiles_per_block(int64_t part) const {
+    const int64_t bytes = frequencies * sizeof(A) * (c_blocks() * BN + k_blocks() * L);
+    const int64_t blocks = divide_up(part, at_least(gradient_block_bytes / bytes, least_block));
+    return divide_up(part, blocks);
+  }
+
+  void make_v(int64_t begin, int64_t end, A* v, A* piece) const {
+    const int64_t plane = v_plane(end - begin);
+    for (int64_t c = 0; c < C; c += L) {
+      const int64_t block = c / BN, step = vectors(block) * L;
+      A* to = v + block * frequencies * plane + c % BN;
+      for (int64_t t = begin; t < end;) {
+        const Run run = tiles.run(t, end);
+        const int64_t columns = run.count * tile_step + 2;
+        pack(x + X(run.n, c, 0, 0), X, at_most(L, C - c), Span{run.oh - PH, 6, IH}, Span{run.ow - PW, columns, IW},
+             piece);
+        transform_tiles<A, 6>(piece, columns, run.count, to + (t - begin) * step, plane, step);
+        t += run.count;
+      }
+    }
+  }
+
+  void make_d(int64_t k_block, int64_t begin, int64_t end, A* d, A* piece) const {
+    const int64_t k = k_block * L;
+    for (int64_t t = begin; t < end;) {
+      const Run run = tiles.run(t, end);
+      const int64_t columns = run.count * tile_step;
+      pack(dy + Y(run.n, k, 0, 0), Y, at_most(L, K - k), Span{run.oh, 4, tiles.OH}, Span{run.ow, columns, tiles.OW},
+           piece);
+      transform_tiles<A, 4>(piece, columns, run.count, d + (t - begin) * L, d_plane(end - begin), L);
+      t += run.count;
+    }
+  }
+
+  // dw[k, c.., :] = the 9 taps of `channels` channels.
+  void store_taps(int64_t k, int64_t c, int64_t channels, const vec<A> (&tap)[9]) const {
+    if (layout == Layout::nhwc) {
+      T* to = dw + k * 9 * C + c;
+      for (int64_t e = 0; e < 9; e++) store_up_to(to + e * C, tap[e], channels);
+      return;
+    }
+    for (int64_t e = 0; e < 9; e += L) {  // L taps at a time become runs of a channel's own
+      vec<A> r[L];
+      for (int64_t j = 0; j < L; j++) r[j] = e + j < 9 ? tap[e + j] : vec<A>{};
+      transpose<A>(r);
+      T* to = dw + (k * C + c) * 9 + e;
+      for (int64_t i = 0; i < channels; i++) store_up_to(to + i * 9, r[i], at_most(L, 9 - e));
+    }
+  }
+
+  // The products of R output channels from k on with one block of c, over the tiles of a block; added to `sum`
+  // (K, 9, channels) unless it is the first, and stored into dw if it is the last.
+  template <int NV>
+  void accumulate(int64_t k, int64_t c_block, int64_t count, const A* v, const A* d, A* m, A* sum, bool first,
+                  bool last) const {
+    for (int64_t f = 0; f < frequencies; f++) {
+      multiply<A, R, NV, 1>(d + f * d_plane(count), L, v + f * v_plane(count), count, m + f * m_plane, true);
+    }
+    const int64_t rounded = divide_up(C, L) * L;
+    for (int64_t r = 0; r < R && k + r < K; r++) {
+      for (int64_t j = 0; j < NV; j++) {
+        const int64_t c = c_block * BN + j * L;
+        vec<A> out[3][3], tap[9];
+        from_frequencies<A, 3>(m + (r * NV + j) * L, m_plane, out);
+        A* at = sum + (k + r) * 9 * rounded + c;
+        _Pragma("GCC unroll 9") for (int e = 0; e < 9; e++) {
+          tap[e] = first ? out[e / 3][e % 3] : load(at + e * rounded) + out[e / 3][e % 3];
+          if (!last) store(at + e * rounded, tap[e]);
+        }
+        if (last) store_taps(k + r, c, at_most(L, C - c), tap);
+      }
+    }
+  }
+
+  // Blocks [k0, k1) of output channels of the part [begin, end) of the tiles.
+  void run_part(int64_t begin, int64_t end, int64_t k0, int64_t k1, A* sum, bool only) const {
+    const int64_t per_block = tiles_per_block(end - begin);
+    const int64_t v_size = c_blocks() * frequencies * v_plane(per_block), d_size = frequencies * d_plane(per_block);
+    const int64_t piece_size = 6 * (most_columns * tile_step + 2 + L) * L;
+    A* v = static_cast<A*>(
+        scratch(1, sizeof(A) * (v_size + (k1 - k0) * d_size + piece_size + frequencies * m_plane)));
+    A *d = v + v_size, *piece = d + (k1 - k0) * d_size, *m = piece + piece_size;
+    for (int64_t t = begin; t < end; t += per_block) {
+      const int64_t stop = at_most(t + per_block, end), count = stop - t;
+      const bool first = t == begin, last = only && stop == end;
+      make_v(t, stop, v, piece);
+      for (int64_t k = k0; k < k1; k++) make_d(k, t, stop, d + (k - k0) * d_size, piece);
+      for (int64_t c = 0; c < c_blocks(); c++) {
+        const A* vc = v + c * frequencies * v_plane(count);
+        for (int64_t k = k0 * L; k < at_most(k1 * L, K); k += R) {
+          const A* dk = d + (k / L - k0) * d_size + k % L;
+          if (vectors(c) == 2) {
+            accumulate<2>(k, c, count, vc, dk, m, sum, first, last);
+          } else {
+            accumulate<1>(k, c, count, vc, dk, m, sum, first, last);
+          }
+        }
+      }
+    }
+  }
+
+  void run() const {
+    const int64_t all = tiles.count(), S = parts(), rounded = divide_up(C, L) * L;
+    if (all == 0) {
+      for (int64_t i = 0; i < K * C * 9; i++) pyconv::store(dw + i, A(0));
+      return;
+    }
+    A* sums = static_cast<A*>(scratch(0, sizeof(A) * S * sum_size()));
+    const int64_t flops = 2 * frequencies * divide_up(all, S) * C * L;
+    parallel_for(S * k_blocks(), divide_up(serial_flops, flops), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end;) {
+        const int64_t s = i / k_blocks(), stop = at_most(end, (s + 1) * k_blocks());
+        run_part(all * s / S, all * (s + 1) / S, i - s * k_blocks(), stop - s * k_blocks(), sums + s * sum_size(),
+                 S == 1);
+        i = stop;
+      }
+    });
+    if (S == 1) return;
+    parallel_for(K, divide_up(serial_flops, 9 * C * S), [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; k++) {
+        for (int64_t c = 0; c < C; c += L) {
+          vec<A> tap[9];
+          for (int e = 0; e < 9; e++) {
+            const A* from = sums + (k * 9 + e) * rounded + c;
+            tap[e] = load(from);
+            for (int64_t s = 1; s < S; s++) tap[e] += load(from + s * sum_size());
+          }
+          store_taps(k, c, at_most(L, C - c), tap);
+        }
+      }
+    });
+  }
+};
+
+template <class T>
+void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
+  const int64_t C = s.ic_per_group(), K = s.oc_per_group();
+  for (int64_t g = 0; g < s.G; g++) {
+    const WeightProblem<T> p = {
+        s.layout,  C, K, s.IH, s.IW, s.PH, s.PW, {s.N, s.OH, s.OW}, x + s.x_index()(0, g * C, 0, 0), s.x_index(),
+        dy + s.y_index()(0, g * K, 0, 0), s.y_index(), dw + g * K * C * 9};
+    p.run();
+  }
+}

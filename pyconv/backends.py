@@ -1,0 +1,36 @@
+"""Process-wide switches of the kernels, after torch.backends.
+
+    pyconv.backends.allow_winograd            # may 3x3 convolutions use Winograd's algorithm?
+    pyconv.backends.allow_winograd = False    # from now on they may not
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+from pyconv import _native
+
+
+class _Backends(types.ModuleType):
+    @property
+    def allow_winograd(self) -> bool:
+        """Whether a 3x3 convolution of stride 1 may run as Winograd's F(4x4, 3x3).
+
+        It is two to three times as fast and rounds differently: the error is a few times that of a
+        direct sum, and an inf or NaN spreads over a tile of 4x4 pixels. True unless the environment
+        says PYCONV_ALLOW_WINOGRAD=0. Without the compiled kernels there is no Winograd: False.
+
+        Raises (on assignment): TypeError for anything but a bool.
+        """
+        return bool(_native.lib and _native.lib.allow_winograd())
+
+    @allow_winograd.setter
+    def allow_winograd(self, allow: bool) -> None:
+        if not isinstance(allow, bool):
+            raise TypeError(f"allow_winograd must be True or False, got {allow!r}")
+        if _native.lib:
+            _native.lib.set_allow_winograd(allow)
+
+
+sys.modules[__name__].__class__ = _Backends
