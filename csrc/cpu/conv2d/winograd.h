@@ -40,21 +40,21 @@ struct Weights {
     constexpr int64_t L = Vec<A>::size;
     const int64_t F = rotated ? C : M, S = rotated ? M : C;
     const int64_t firsts = at_most(L, F - first), seconds = at_most(L, S - second);
+    // The block read next, to be there by then: its rows are too far apart for a prefetcher.
+    const int64_t next = rotated ? L * 9 * S : layout == Layout::nhwc ? L : L * 9;
     if (layout == Layout::nhwc) {
       for (int64_t i = 0; i < L * 9; i++) {
         const T* from = w + ((first + i / 9) * 9 + i % 9) * S + second;
+        __builtin_prefetch(from + next);
         store(block + i * L, i / 9 < firsts ? load_up_to(from, seconds) : vec<A>{});
       }
       return;
     }
     for (int64_t e = 0; e < L * 9; e += L) {  // (second, tap) lie side by side
       const int64_t count = at_least(at_most(L, seconds * 9 - e), 0);
-      vec<A> r[L];
-      for (int64_t i = 0; i < L; i++) {
-        r[i] = i < firsts ? load_up_to(w + ((first + i) * S + second) * 9 + e, count) : vec<A>{};
-      }
-      transpose<A>(r);
-      _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(block + (e + j) * L, r[j]);
+      const T* from = w + (first * S + second) * 9 + e;
+      for (int64_t i = 0; i < L; i++) __builtin_prefetch(from + i * S * 9 + next);
+      load_columns(from, S * 9, firsts, count, block + e * L, L);
     }
   }
 
@@ -67,24 +67,15 @@ struct Weights {
       for (int64_t c = 0; c < channels; c += L) {
         const int64_t m = m0 + v * L;
         read(rotated ? c0 + c : m, rotated ? m : c0 + c, block);
-        if (rotated == (layout == Layout::nchw)) exchange_rows_and_lanes(block);
+        for (int64_t tap = 0; tap < 9 && rotated == (layout == Layout::nchw); tap++) {  // rows and lanes change places
+          load_columns(block + tap * L, 9 * L, L, L, block + tap * L, 9 * L);
+        }
         for (int64_t i = 0; i < L; i++) {
           const A* taps = block + i * 9 * L;
           const auto tap = [&](int kh, int kw) { return taps + (rotated ? 8 - kh * 3 - kw : kh * 3 + kw) * L; };
           to_frequencies<A, 3>(tap, u + ((c + i) * NV + v) * L, plane);
         }
       }
-    }
-  }
-
-  template <class A>
-  static void exchange_rows_and_lanes(A* block) {
-    constexpr int64_t L = Vec<A>::size;
-    for (int64_t tap = 0; tap < 9; tap++) {
-      vec<A> r[L];
-      _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) r[i] = load(block + (i * 9 + tap) * L);
-      transpose<A>(r);
-      _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) store(block + (i * 9 + tap) * L, r[i]);
     }
   }
 };

@@ -22,6 +22,41 @@ PYCONV_INLINE void store_up_to(T* p, vec<acc_t<T>> v, int64_t count) {
   }
 }
 
+// L vectors at `to`, to_pitch apart: the columns of a matrix whose rows start `pitch` apart. Lanes from `rows` on and
+// vectors from `columns` on are zero.
+template <class T, class A>
+void load_columns(const T* from, int64_t pitch, int64_t rows, int64_t columns, A* to, int64_t to_pitch) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> r[L];
+  if (rows == L && columns == L) {
+    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) r[i] = load_wide(from + i * pitch);
+    transpose<A>(r);
+    _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
+    return;
+  }
+  _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
+    r[i] = i < rows ? load_up_to(from + i * pitch, columns) : vec<A>{};
+  }
+  transpose<A>(r);
+  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
+}
+
+// The opposite: the first `rows` lanes of `columns` vectors, L at most, become rows of `columns` values.
+template <class T, class A>
+void store_columns(const A* from, T* to, int64_t pitch, int64_t rows, int64_t columns) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> r[L];
+  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = load(from + j * L);
+  transpose<A>(r);
+  if (rows == L && columns == L) {
+    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) store_narrow(to + i * pitch, r[i]);
+    return;
+  }
+  _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
+    if (i < rows) store_up_to(to + i * pitch, r[i], columns);
+  }
+}
+
 // One axis of a piece: [first, first + count) of an image that has [0, size) and is zero elsewhere.
 struct Span {
   int64_t first, count, size;
@@ -29,7 +64,8 @@ struct Span {
   int64_t end() const { return at_least(at_most(size - first, count), begin()); }
 };
 
-// piece (h.count, w.count, L) = the first `channels` of L channels of an image, the others zero.
+// piece (h.count, w.count, L) = the first `channels` of L channels of an image, the others zero. Up to L columns beyond
+// the piece may be written.
 template <class T, class A>
 void pack(const T* image, const Index4& I, int64_t channels, Span h, Span w, A* piece) {
   constexpr int64_t L = Vec<A>::size;
@@ -47,16 +83,9 @@ void pack(const T* image, const Index4& I, int64_t channels, Span h, Span w, A* 
       }
       continue;
     }
-    for (int64_t iw = begin; iw < end; iw += L, from += L) {
-      const int64_t count = at_most(L, end - iw);
-      vec<A> r[L];
-      if (channels == L && count == L) {
-        _Pragma("GCC unroll 16") for (int64_t c = 0; c < L; c++) r[c] = load_wide(from + c * I.c);
-      } else {
-        for (int64_t c = 0; c < L; c++) r[c] = c < channels ? load_up_to(from + c * I.c, count) : vec<A>{};
-      }
-      transpose<A>(r);
-      for (int64_t j = 0; j < count; j++) store(piece + (iw + j) * L, r[j]);
+    for (int64_t iw = begin; iw < end; iw += L) {
+      const int64_t at = end - begin < L ? iw : at_most(iw, end - L);  // whole vectors, the last over the one before
+      load_columns(from + at - begin, I.c, channels, at_most(L, end - at), piece + at * L, L);
     }
   }
 }
@@ -74,16 +103,9 @@ void unpack(const A* piece, int64_t channels, Span h, Span w, T* image, const In
       }
       continue;
     }
-    for (int64_t iw = 0; iw < w.end(); iw += L, to += L) {
-      const int64_t count = at_most(L, w.end() - iw);
-      vec<A> r[L];
-      _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = load(piece + (iw + j) * L);
-      transpose<A>(r);
-      if (channels == L && count == L) {
-        _Pragma("GCC unroll 16") for (int64_t c = 0; c < L; c++) store_narrow(to + c * I.c, r[c]);
-      } else {
-        for (int64_t c = 0; c < channels; c++) store_up_to(to + c * I.c, r[c], count);
-      }
+    for (int64_t iw = 0; iw < w.end(); iw += L) {
+      const int64_t at = w.end() < L ? iw : at_most(iw, w.end() - L);
+      store_columns(piece + at * L, to + at, I.c, channels, at_most(L, w.end() - at));
     }
   }
 }

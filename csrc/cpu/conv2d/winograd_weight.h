@@ -34,7 +34,7 @@ struct WeightProblem {
   int64_t vectors(int64_t c_block) const { return C - c_block * BN > L ? 2 : 1; }
   int64_t v_plane(int64_t count) const { return BN * count + plane_pad<A>; }
   int64_t d_plane(int64_t count) const { return L * count + plane_pad<A>; }
-  static constexpr int64_t m_plane = R * BN + plane_pad<A>;
+  static constexpr int64_t m_plane = R * BN + L;
   int64_t sum_size() const { return K * 9 * divide_up(C, L) * L; }
 
   int64_t parts() const {
@@ -86,10 +86,16 @@ struct WeightProblem {
     }
     for (int64_t e = 0; e < 9; e += L) {  // L taps at a time become runs of a channel's own
       vec<A> r[L];
-      for (int64_t j = 0; j < L; j++) r[j] = e + j < 9 ? tap[e + j] : vec<A>{};
+      _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = e + j < 9 ? tap[e + j] : vec<A>{};
       transpose<A>(r);
       T* to = dw + (k * C + c) * 9 + e;
-      for (int64_t i = 0; i < channels; i++) store_up_to(to + i * 9, r[i], at_most(L, 9 - e));
+      _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
+        if (L > 9 && (c + i) * 9 + L <= C * 9) {
+          store_narrow(to + i * 9, r[i]);  // what is written beyond belongs to the channels written next
+        } else if (i < channels) {
+          store_narrow_first(to + i * 9, r[i], at_most(L, 9 - e));
+        }
+      }
     }
   }
 
