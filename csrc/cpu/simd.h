@@ -147,31 +147,35 @@ PYCONV_INLINE T sum_lanes(typename Vec<T>::type v) {
   return lane[0];
 }
 
-// Rows become columns: r[i][j] and r[j][i] change places, in log2(L) rounds that exchange blocks of 1, 2, 4, ... lanes
-// between rows that many apart.
-template <class T>
-PYCONV_INLINE void transpose(vec<T> (&r)[Vec<T>::size]) {
-  constexpr int L = Vec<T>::size;
+// Rows become columns: r[i][j] and r[j][i] change places, in log2(L) rounds that exchange blocks of d = 1, 2, 4, ...
+// lanes between rows that many apart.
+template <class T, int d>
+struct Exchange {  // lanes of (a, b): a's blocks with bit d clear beside b's, and with bit d set
+  static constexpr int L = Vec<T>::size;
   typedef typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type Lane;
   typedef Lane Order __attribute__((vector_size(PYCONV_BYTES)));
-  _Pragma("GCC unroll 4") for (int d = 1; d < L; d *= 2) {
-    Order upper, lower;  // lanes of (a, b): a's blocks with bit d clear beside b's, and with bit d set
-    _Pragma("GCC unroll 16") for (int j = 0; j < L; j++) {
-      upper[j] = j & d ? L + j - d : j;
-      lower[j] = j & d ? L + j : j + d;
-    }
-    _Pragma("GCC unroll 16") for (int i = 0; i < L; i++) {
-      if (i & d) continue;
-      const vec<T> a = r[i], b = r[i + d];
-#if defined(__clang__)
-      for (int j = 0; j < L; j++) {
-        r[i][j] = j & d ? b[j - d] : a[j];
-        r[i + d][j] = j & d ? b[j] : a[j + d];
-      }
-#else
-      r[i] = __builtin_shuffle(a, b, upper);
-      r[i + d] = __builtin_shuffle(a, b, lower);
-#endif
-    }
+  alignas(PYCONV_BYTES) Lane upper[L] = {}, lower[L] = {};
+  constexpr Exchange() {
+    for (int j = 0; j < L; j++) upper[j] = j & d ? L + j - d : j, lower[j] = j & d ? L + j : j + d;
   }
+};
+template <class T, int d = 1>
+PYCONV_INLINE void transpose(vec<T> (&r)[Vec<T>::size]) {
+  constexpr int L = Vec<T>::size;
+  static constexpr Exchange<T, d> lanes;
+  _Pragma("GCC unroll 16") for (int i = 0; i < L; i++) {
+    if (i & d) continue;
+    const vec<T> a = r[i], b = r[i + d];
+#if defined(__clang__)
+    for (int j = 0; j < L; j++) {
+      r[i][j] = lanes.upper[j] < L ? a[lanes.upper[j]] : b[lanes.upper[j] - L];
+      r[i + d][j] = lanes.lower[j] < L ? a[lanes.lower[j]] : b[lanes.lower[j] - L];
+    }
+#else
+    typedef typename Exchange<T, d>::Order Order;
+    r[i] = __builtin_shuffle(a, b, *reinterpret_cast<const Order*>(lanes.upper));
+    r[i + d] = __builtin_shuffle(a, b, *reinterpret_cast<const Order*>(lanes.lower));
+#endif
+  }
+  if constexpr (2 * d < L) transpose<T, 2 * d>(r);
 }

@@ -35,7 +35,7 @@ void load_columns(const T* from, int64_t pitch, int64_t rows, int64_t columns, A
     return;
   }
   _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-    r[i] = i < rows ? load_up_to(from + i * pitch, columns) : vec<A>{};
+    r[i] = i < rows ? load_wide_first(from + i * pitch, columns) : vec<A>{};
   }
   transpose<A>(r);
   _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
@@ -53,7 +53,7 @@ void store_columns(const A* from, T* to, int64_t pitch, int64_t rows, int64_t co
     return;
   }
   _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-    if (i < rows) store_up_to(to + i * pitch, r[i], columns);
+    if (i < rows) store_narrow_first(to + i * pitch, r[i], columns);
   }
 }
 
