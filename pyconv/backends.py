@@ -1,7 +1,7 @@
 """Process-wide switches of the kernels, after torch.backends.
 
-    pyconv.backends.allow_winograd            # may 3x3 convolutions use Winograd's algorithm?
-    pyconv.backends.allow_winograd = False    # from now on they may not
+pyconv.backends.allow_winograd            # may 3x3 convolutions use Winograd's algorithm?
+pyconv.backends.allow_winograd = False    # from now on they may not
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ def runs_or_refuses(call):
     try:
         return call()
     except ValueError as error:
-        assert re.search(r'algorithm "\w+" cannot run \w+ here: \w+ .*\w', str(error)), error
-        return None
+        why = str(error)
+    assert re.search(r'algorithm "\w+" cannot run \w+ here: \w+ .*\w', why), why
+    return None
 
 
 def winograd_magnitude(magnitude):

@@ -132,17 +132,19 @@ constexpr const double (&to_points())[6][in] {
 }
 // And the one that takes their products back to 4 outputs, or 3 taps.
 template <int out>
-constexpr const double (&back())[out][6] {
+constexpr const double (&back()) [out][6] {
   if constexpr (out == 4) return conv2d::winograd_4x3.at;
   if constexpr (out == 3) return conv2d::winograd_3x4.at;
 }
 
-constexpr bool opens_pair(int j) { return j == 1 || j == 3; }  // points 0, p, -p, q, -q, infinity
+constexpr bool opens_pair(int j) {
+  return j == 1 || j == 3;
+}  // points 0, p, -p, q, -q, infinity
 
 // y = m x, one row per point: rows of a pair share their even and odd parts.
 template <class A, int in>
 PYCONV_INLINE void at_points(const vec<A> (&x)[in], vec<A> (&y)[6]) {
-  constexpr const double(&m)[6][in] = to_points<in>();
+  constexpr const double (&m)[6][in] = to_points<in>();
   _Pragma("GCC unroll 6") for (int j = 0; j < 6; j++) {
     if (j > 0 && opens_pair(j - 1)) continue;
     Combination<A> even, odd;
@@ -156,7 +158,7 @@ PYCONV_INLINE void at_points(const vec<A> (&x)[in], vec<A> (&y)[6]) {
 // y = at x, one column per point: columns of a pair share their sum, for even rows, and difference, for odd ones.
 template <class A, int out>
 PYCONV_INLINE void from_points(const vec<A> (&x)[6], vec<A> (&y)[out]) {
-  constexpr const double(&at)[out][6] = back<out>();
+  constexpr const double (&at)[out][6] = back<out>();
   const vec<A> sum[2] = {x[1] + x[2], x[3] + x[4]}, difference[2] = {x[1] - x[2], x[3] - x[4]};
   _Pragma("GCC unroll 4") for (int i = 0; i < out; i++) {
     Combination<A> row;

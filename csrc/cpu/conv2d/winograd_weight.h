@@ -10,10 +10,10 @@
 //           by each thread that shares a part
 // Limits, Source   winograd.h
 
-constexpr int64_t part_tiles = 64, most_parts = 8;        // a part is worth its sum from 64 tiles on
-constexpr int64_t sums_bytes = int64_t(8) << 20;          // all parts together
+constexpr int64_t part_tiles = 64, most_parts = 8;          // a part is worth its sum from 64 tiles on
+constexpr int64_t sums_bytes = int64_t(8) << 20;            // all parts together
 constexpr int64_t gradient_block_bytes = int64_t(1) << 20;  // V and D of a block
-constexpr int64_t least_block = 32;                       // tiles: fewer, and output transforms weigh too much
+constexpr int64_t least_block = 32;                         // tiles: fewer, and output transforms weigh too much
 
 template <class T>
 struct WeightProblem {
@@ -128,8 +128,7 @@ struct WeightProblem {
     const int64_t per_block = tiles_per_block(end - begin);
     const int64_t v_size = c_blocks() * frequencies * v_plane(per_block), d_size = frequencies * d_plane(per_block);
     const int64_t piece_size = 6 * (most_columns * tile_step + 2 + L) * L;
-    A* v = static_cast<A*>(
-        scratch(1, sizeof(A) * (v_size + (k1 - k0) * d_size + piece_size + frequencies * m_plane)));
+    A* v = static_cast<A*>(scratch(1, sizeof(A) * (v_size + (k1 - k0) * d_size + piece_size + frequencies * m_plane)));
     A *d = v + v_size, *piece = d + (k1 - k0) * d_size, *m = piece + piece_size;
     for (int64_t t = begin; t < end; t += per_block) {
       const int64_t stop = at_most(t + per_block, end), count = stop - t;
@@ -187,9 +186,19 @@ template <class T>
 void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   const int64_t C = s.ic_per_group(), K = s.oc_per_group();
   for (int64_t g = 0; g < s.G; g++) {
-    const WeightProblem<T> p = {
-        s.layout,  C, K, s.IH, s.IW, s.PH, s.PW, {s.N, s.OH, s.OW}, x + s.x_index()(0, g * C, 0, 0), s.x_index(),
-        dy + s.y_index()(0, g * K, 0, 0), s.y_index(), dw + g * K * C * 9};
+    const WeightProblem<T> p = {s.layout,
+                                C,
+                                K,
+                                s.IH,
+                                s.IW,
+                                s.PH,
+                                s.PW,
+                                {s.N, s.OH, s.OW},
+                                x + s.x_index()(0, g * C, 0, 0),
+                                s.x_index(),
+                                dy + s.y_index()(0, g * K, 0, 0),
+                                s.y_index(),
+                                dw + g * K * C * 9};
     p.run();
   }
 }
