@@ -103,9 +103,10 @@ def conv2d(text: str) -> Conv2dCase:
         ShapeError: a word that is none of the above, a size that is missing, or sizes that do not fit.
     """
     name = ""
-    body = text.replace("_", "")
+    body = text
     if quoted := re.search(r'n"([^"]*)"', body):
         name, body = quoted[1], body.replace(quoted[0], "")
+    body = body.replace("_", "")  # benchdnn allows them between words
     words = re.findall(r"([a-z]+)(\d+)", body)
     unknown = [key for key, _ in words if key not in _KEYS]
     if unknown or "".join(key + value for key, value in words) != body:

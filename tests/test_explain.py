@@ -112,4 +112,4 @@ def test_mistakes_in_a_conv_string_are_one_sentence(text, message):
 def test_conv_strings_round_trip():
     for case in CONV2D:
         assert conv2d(case.text).text == case.text
-    assert conv2d('mb4ic3ih8oc4kh3n"a.name"').name == "a.name"
+    assert conv2d('mb4ic3ih8oc4kh3n"a_name"').name == "a_name"
