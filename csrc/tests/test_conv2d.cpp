@@ -101,7 +101,7 @@ bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
 
 // Whether the kernel takes the shape; if not it must say why.
 bool accepts(const std::string& algorithm, const Conv2dShape& s) {
-  for (const Refusal& answer : conv2d::ask(s, Pass::fwd, Ask::able)) {
+  for (const Answer& answer : conv2d::ask(s, Pass::fwd, Ask::able)) {
     if (answer.kernel == algorithm) return answer.why.empty();
   }
   return false;
