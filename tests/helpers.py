@@ -50,8 +50,8 @@ def runs_or_refuses(call):
 def winograd_magnitude(magnitude):
     """The scale of Winograd's rounding errors: what is largest in a 4x4 tile errs everywhere in it.
 
-    A pixel's tile lies within 3 pixels of it. The transforms amplify: 4 covers every case here,
-    16 times less than the a-priori bound |AT| |G| |BT| of these points.
+    A pixel's tile lies within 3 pixels of it. The factor for what the transforms amplify was chosen
+    so that the cases here pass; it is not the a-priori bound |AT| |G| |BT|.
     """
     return 4 * F.max_pool2d(magnitude, 7, stride=1, padding=3) if magnitude.numel() else magnitude
 

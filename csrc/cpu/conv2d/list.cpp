@@ -29,9 +29,10 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
            pair(s.SH, s.SW, ", ") + ") and dilation (" + pair(s.DH, s.DW, ", ") + ")";
   }
   if (ask == Ask::able) return "";
-  // Against implicit_gemm and torch at 1 thread, AVX-512, float32, both layouts, three directions: 8 channels at 32x32,
-  // N = 32, 1.3 to 2.3 and 1.0 to 2.4 times as fast; 12 at 56x56 2.3 to 3 and 1.3 to 5; 3 in and 64 out 0.4 to 0.6 of
-  // torch forward. There is no lower bound on the image: 64 channels at 4x4 are 3.8 to 13 times implicit_gemm.
+  // Speed over implicit_gemm, and over torch: 1 thread on a busy machine, AVX-512, float32, all directions and layouts.
+  // 8 channels at 32x32, N = 32: 1.3 to 2.4, and 1.0 to 2.4; 12 channels at 56x56: 2.2 to 3.1, and 1.4 to 5.7; but 3 in
+  // and 64 out: 0.4 to 0.6 of torch forward. No lower bound on the image: 64 channels at 4x4 are 3.8 to 13 times
+  // implicit_gemm. Torch wins the smallest in channels_last: forward, N = 1, 64 at 4x4 0.77, 512 at 2x2 0.38.
   if (s.ic_per_group() < 8 || s.oc_per_group() < 8) {
     return "pays from 8 input and 8 output channels per group on, got " + std::to_string(s.ic_per_group()) + " and " +
            std::to_string(s.oc_per_group());

@@ -20,7 +20,7 @@ namespace {
 #include "cpu/conv2d/winograd_transform.h"
 
 constexpr int64_t KC = 64;  // channels of one sum: a sum of 512 in one run errs 2.4 times as much (simulated)
-constexpr int64_t block_bytes = 704 * 1024;  // V and M of a block, in 1 MB of L2; 450 KB to 1.5 MB measure the same
+constexpr int64_t block_bytes = 704 * 1024;  // V and M of a block, in 1 MB of L2; 450 KB to 1.5 MB: no clear winner
 constexpr int64_t serial_flops = 100000;
 
 // Adjacent planes start some lines beyond a power of two: otherwise the 36 stores of a transform fall into one set.
