@@ -12,6 +12,7 @@ template <class T>
 using vec = typename Vec<T>::type;
 
 #define PYCONV_INLINE static inline __attribute__((always_inline))
+#define PYCONV_NOINLINE __attribute__((noinline))  // one copy per instance: half the time of compiling
 
 template <class T>
 PYCONV_INLINE vec<T> load(const T* p) {
@@ -26,6 +27,15 @@ PYCONV_INLINE void store(T* p, vec<T> v) {
 template <class T>
 PYCONV_INLINE vec<T> splat(T v) {
   return v - vec<T>{};
+}
+
+// A value that stays in a register: GCC 12 would rather load again for each of several FMAs, and loads are the limit.
+template <class V>
+PYCONV_INLINE V keep(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
 }
 
 // The first `count` lanes; the rest read as zero and are not written.
@@ -136,6 +146,82 @@ inline __attribute__((always_inline)) void store_narrow_first(float* p, vec<floa
   store_first(p, v, count);
 }
 
+#if PYCONV_BYTES == 64
+template <>
+inline __attribute__((always_inline)) vec<float> load_wide_first(const bf16* p, int64_t count) {
+  const __m256i h = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return (vec<float>)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, h), 16);
+}
+template <>
+inline __attribute__((always_inline)) vec<float> load_wide_first(const f16* p, int64_t count) {
+  return (vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+template <>
+inline __attribute__((always_inline)) void store_narrow_first(bf16* p, vec<float> v, int64_t count) {
+  bf16 all[16];
+  store_narrow(all, v);
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(all)));
+}
+template <>
+inline __attribute__((always_inline)) void store_narrow_first(f16* p, vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+// Which lanes of (a, b), a's numbered from 0 and b's from L, a shuffle takes. Constants in memory: GCC 12 builds a
+// vector of them lane by lane at run time.
+template <class T>
+struct Order {
+  typedef typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type Lane;
+  typedef Lane Lanes __attribute__((vector_size(PYCONV_BYTES)));
+  alignas(PYCONV_BYTES) Lane lane[Vec<T>::size];
+};
+template <class T>
+PYCONV_INLINE vec<T> shuffle(vec<T> a, vec<T> b, const Order<T>& order) {
+#if defined(__clang__)
+  vec<T> r;
+  for (int j = 0; j < Vec<T>::size; j++)
+    r[j] = order.lane[j] < Vec<T>::size ? a[order.lane[j]] : b[order.lane[j] - Vec<T>::size];
+  return r;
+#else
+  return __builtin_shuffle(a, b, *reinterpret_cast<const typename Order<T>::Lanes*>(order.lane));
+#endif
+}
+
+template <class T>
+struct Pair {
+  vec<T> first, second;
+};
+template <class T>
+struct PairOrder {
+  Order<T> first{}, second{};
+};
+
+// Lanes 0 2 4 ... and 1 3 5 ... of (a, b): what a stride of two splits a row into, and back.
+template <class T>
+constexpr PairOrder<T> every_other() {
+  PairOrder<T> r;
+  for (int j = 0; j < Vec<T>::size; j++) r.first.lane[j] = 2 * j, r.second.lane[j] = 2 * j + 1;
+  return r;
+}
+template <class T>
+constexpr PairOrder<T> in_turn() {
+  constexpr int L = Vec<T>::size;
+  PairOrder<T> r;
+  for (int j = 0; j < L; j++) r.first.lane[j] = j % 2 * L + j / 2, r.second.lane[j] = j % 2 * L + (L + j) / 2;
+  return r;
+}
+template <class T>
+PYCONV_INLINE Pair<T> deinterleave(vec<T> a, vec<T> b) {
+  static constexpr PairOrder<T> order = every_other<T>();
+  return {shuffle<T>(a, b, order.first), shuffle<T>(a, b, order.second)};
+}
+template <class T>
+PYCONV_INLINE Pair<T> interleave(vec<T> a, vec<T> b) {
+  static constexpr PairOrder<T> order = in_turn<T>();
+  return {shuffle<T>(a, b, order.first), shuffle<T>(a, b, order.second)};
+}
+
 // The sum of all lanes, halves first: the same order on every call.
 template <class T>
 PYCONV_INLINE T sum_lanes(typename Vec<T>::type v) {
@@ -147,35 +233,26 @@ PYCONV_INLINE T sum_lanes(typename Vec<T>::type v) {
   return lane[0];
 }
 
-// Rows become columns: r[i][j] and r[j][i] change places, in log2(L) rounds that exchange blocks of d = 1, 2, 4, ...
-// lanes between rows that many apart.
+// a's blocks of d lanes with bit d of their number clear, beside b's, and those with it set.
 template <class T, int d>
-struct Exchange {  // lanes of (a, b): a's blocks with bit d clear beside b's, and with bit d set
-  static constexpr int L = Vec<T>::size;
-  typedef typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type Lane;
-  typedef Lane Order __attribute__((vector_size(PYCONV_BYTES)));
-  alignas(PYCONV_BYTES) Lane upper[L] = {}, lower[L] = {};
-  constexpr Exchange() {
-    for (int j = 0; j < L; j++) upper[j] = j & d ? L + j - d : j, lower[j] = j & d ? L + j : j + d;
-  }
-};
+constexpr PairOrder<T> blocks_of() {
+  constexpr int L = Vec<T>::size;
+  PairOrder<T> r;
+  for (int j = 0; j < L; j++) r.first.lane[j] = j & d ? L + j - d : j, r.second.lane[j] = j & d ? L + j : j + d;
+  return r;
+}
+
+// Rows become columns: r[i][j] and r[j][i] change places, in log2(L) rounds that exchange blocks of 1, 2, 4, ... lanes
+// between rows that many apart.
 template <class T, int d = 1>
 PYCONV_INLINE void transpose(vec<T> (&r)[Vec<T>::size]) {
   constexpr int L = Vec<T>::size;
-  static constexpr Exchange<T, d> lanes;
+  static constexpr PairOrder<T> order = blocks_of<T, d>();
   _Pragma("GCC unroll 16") for (int i = 0; i < L; i++) {
     if (i & d) continue;
     const vec<T> a = r[i], b = r[i + d];
-#if defined(__clang__)
-    for (int j = 0; j < L; j++) {
-      r[i][j] = lanes.upper[j] < L ? a[lanes.upper[j]] : b[lanes.upper[j] - L];
-      r[i + d][j] = lanes.lower[j] < L ? a[lanes.lower[j]] : b[lanes.lower[j] - L];
-    }
-#else
-    typedef typename Exchange<T, d>::Order Order;
-    r[i] = __builtin_shuffle(a, b, *reinterpret_cast<const Order*>(lanes.upper));
-    r[i + d] = __builtin_shuffle(a, b, *reinterpret_cast<const Order*>(lanes.lower));
-#endif
+    r[i] = shuffle<T>(a, b, order.first);
+    r[i + d] = shuffle<T>(a, b, order.second);
   }
   if constexpr (2 * d < L) transpose<T, 2 * d>(r);
 }

@@ -48,6 +48,37 @@ int converted_wrongly() {
 }
 
 template <class T>
+int interleaved_wrongly() {
+  constexpr int L = Vec<T>::size;
+  T line[2 * L];
+  for (int i = 0; i < 2 * L; i++) line[i] = static_cast<T>(i);
+  const Pair<T> split = deinterleave<T>(load(line), load(line + L)), whole = interleave<T>(split.first, split.second);
+  int bad = 0;
+  for (int i = 0; i < L; i++) {
+    bad += (split.first[i] != 2 * i) + (split.second[i] != 2 * i + 1);
+    bad += (whole.first[i] != i) + (whole.second[i] != L + i);
+  }
+  return bad;
+}
+
+// Tails of storage types touch exactly `count` values.
+template <class T>
+int narrow_tails_wrong() {
+  constexpr int L = Vec<float>::size;
+  T from[L], to[L];
+  int bad = 0;
+  for (int count = 0; count <= L; count++) {
+    for (int i = 0; i < L; i++) from[i] = narrow<T>(static_cast<float>(i + 1)), to[i] = narrow<T>(-1);
+    const vec<float> v = load_wide_first(from, count);
+    store_narrow_first(to, load_wide(from), count);
+    for (int i = 0; i < L; i++) {
+      bad += (v[i] != (i < count ? i + 1 : 0)) + (widen(to[i]) != (i < count ? i + 1 : -1));
+    }
+  }
+  return bad;
+}
+
+template <class T>
 int summed_wrongly() {
   vec<T> v;
   T sum = 0;
@@ -58,5 +89,6 @@ int summed_wrongly() {
 int simd_words() {
   return transposed_wrongly<float>() + transposed_wrongly<double>() + first_lanes_wrong<float>() +
          first_lanes_wrong<double>() + converted_wrongly<bf16>() + converted_wrongly<f16>() + summed_wrongly<float>() +
-         summed_wrongly<double>();
+         summed_wrongly<double>() + interleaved_wrongly<float>() + interleaved_wrongly<double>() +
+         narrow_tails_wrong<bf16>() + narrow_tails_wrong<f16>();
 }
