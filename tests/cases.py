@@ -57,6 +57,28 @@ CONV2D = [
         "ic2ih1iw7oc3kh1",
         "mb1ic1ih40iw30oc2kh3ph1",
         "mb1ic1ih3iw500oc2kh3ph1",
+        # depthwise: channels around the vectors, rows around the tiles of 4, columns around 1 and 2 vectors
+        "ic15ih9iw15oc15kh3ph1g15",
+        "ic16ih8iw16oc16kh5ph2g16",
+        "ic17ih7iw17oc17kh7ph3g17",
+        "mb1ic65ih6oc65kh3sh2ph1g65",
+        "mb1ic3ih6iw33oc3kh5sh2ph2g3",
+        "mb1ic3ih12iw50oc3kh4kw3sh2sw1ph1g3",
+        "ic4ih9oc4kh13ph6g4",
+        "mb1ic2ih20iw18oc2kh31ph15g2",
+        "ic3ih15oc3kh3ph2dh2g3",
+        "ic3ih15oc3kh5sh3ph2dh2g3",
+        "ic5ih11oc5kh3sh4ph1g5",
+        "mb1ic2ih1iw70oc2kh1kw9ph0pw4g2",
+        "mb1ic1ih70iw90oc1kh3ph1",
+        "mb19ic3ih5oc3kh3ph1g3",
+        # few channels per group: every register tile of 1..6 channels, and taps beyond it
+        "ic6ih10iw30oc6kh3ph1g3",
+        "ic9ih10iw50oc9kh3ph1g3",
+        "mb1ic8ih6iw100oc8kh3ph1g2",
+        "mb1ic2ih9iw90oc5kh3ph1",
+        "mb1ic3ih40iw40oc11kh7sh2ph3",
+        "mb1ic2ih18oc13kh3sh3ph1",
         # more terms than one block of 256
         "mb1ic30ih5oc3kh3",
         # more images than chunks of the weight gradient

@@ -230,15 +230,23 @@ def test_weight_gradient_has_the_layout_of_the_weight():
         assert w.grad.stride() == w.stride()
 
 
+SAME_BITS = [
+    conv2d(text)
+    for text in ("mb9ic5ih30oc18kh3ph1", "mb9ic5ih30oc18kh3sh2ph1", "mb5ic40ih40oc40kh3ph1g40")
+]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_bits_for_any_number_of_threads(algorithm, layout):
-    case = conv2d("mb9ic5ih30oc18kh3ph1" if algorithm == "winograd" else "mb9ic5ih30oc18kh3sh2ph1")
+@pytest.mark.parametrize("case", SAME_BITS, **ids)
+def test_the_same_bits_for_any_number_of_threads(case, algorithm, layout):
     x, w, b = operands(case, layout=layout)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        y = ops.conv2d(x, w, b, **case.arguments, algorithm=algorithm)
+        y = runs_or_refuses(lambda: ops.conv2d(x, w, b, **case.arguments, algorithm=algorithm))
+        if y is None:
+            return
         dy = torch.linspace(-1, 1, y.numel()).view_as(y)
         results.append((y, *torch.autograd.grad(y, (x, w, b), dy)))
     for other in results[1:]:
@@ -247,11 +255,18 @@ def test_the_same_bits_for_any_number_of_threads(algorithm, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_bits_in_any_batch(algorithm, layout):
-    x, w = random(7, 4, 13, 13, layout=layout), random(9, 4, 3, 3, layout=layout)
-    whole = ops.conv2d(x, w, algorithm=algorithm)
-    for n in range(7):
-        assert torch.equal(whole[n : n + 1], ops.conv2d(x[n : n + 1], w, algorithm=algorithm))
+@pytest.mark.parametrize("case", SAME_BITS, **ids)
+def test_the_same_bits_in_any_batch(case, algorithm, layout):
+    x, w, b = operands(case, layout=layout)
+
+    def conv(x):
+        return ops.conv2d(x, w, b, **case.arguments, algorithm=algorithm)
+
+    whole = runs_or_refuses(lambda: conv(x))
+    if whole is None:
+        return
+    for n in range(case.mb):
+        assert torch.equal(whole[n : n + 1], conv(x[n : n + 1]))
 
 
 # --- the kernel list

@@ -42,6 +42,8 @@ def test_every_refusal_is_a_sentence_and_forcing_agrees(case, channels_last):
             assert not k.refuses or len(k.refuses.split()) > 3
             assert not (k.cannot and not k.refuses), "a kernel that cannot must not be chosen"
             assert os.path.exists(k.source), k.source
+    if channels_last and x.is_contiguous() and w.is_contiguous():
+        return  # in both layouts at once: the call is NCHW
     for k in found.passes[0].candidates:
         if k.cannot:
             with pytest.raises(ValueError, match="cannot run fwd here: ") as error:

@@ -42,6 +42,24 @@ Fwd winograd_fwd;
 BwdInput winograd_bwd_input;
 BwdWeight winograd_bwd_weight;
 
+// depthwise_channels_last.cpp: vectors of channels, each with weights of its own.
+std::string depthwise_channels_last_why_not(const Conv2dShape&, Pass, Ask);
+Fwd depthwise_channels_last_fwd;
+BwdInput depthwise_channels_last_bwd_input;
+BwdWeight depthwise_channels_last_bwd_weight;
+
+// depthwise_planes.cpp: vectors of pixels, four rows at a time.
+std::string depthwise_planes_why_not(const Conv2dShape&, Pass, Ask);
+Fwd depthwise_planes_fwd;
+BwdInput depthwise_planes_bwd_input;
+BwdWeight depthwise_planes_bwd_weight;
+
+// direct_planes.cpp: vectors of pixels, for few channels per group.
+std::string direct_planes_why_not(const Conv2dShape&, Pass, Ask);
+Fwd direct_planes_fwd;
+BwdInput direct_planes_bwd_input;
+BwdWeight direct_planes_bwd_weight;
+
 // implicit_gemm.cpp: one matrix product per direction, any type, any shape.
 std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask);
 Fwd implicit_gemm_fwd;

@@ -105,41 +105,6 @@ Index4 copy_piece(Layout layout, const T* image, const Index4& I, int64_t n, int
   return P;
 }
 
-// One axis of a convolution-like problem: output position o stands at `out0 + o * out_step` of its image and sees the
-// source at o * step + offset(t) for every tap t. fwd is one of these; bwd_input is one per phase of the stride.
-struct Axis {
-  int64_t out, out0, out_step, step;
-  int64_t taps, tap0, tap_step;  // kernel taps tap0, tap0 + tap_step, ...
-  int64_t offset0, offset_step;  // offset(t) = offset0 + t * offset_step
-  int64_t source;                // source size
-
-  int64_t lowest() const { return taps == 0 ? 0 : at_most(offset0, offset0 + (taps - 1) * offset_step); }
-  int64_t reach() const { return taps == 0 ? 0 : at_least(offset_step, -offset_step) * (taps - 1); }
-};
-
-Axis forward_axis(int64_t out, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t in) {
-  return {out, 0, 1, stride, k, 0, 1, -padding, dilation, in};
-}
-
-// Input pixels i = phase - P + S*t (from the first that is >= 0) meet taps k with k*D = phase mod S, at dy row
-// t + (phase - k*D) / S.
-Axis phase_axis(int64_t phase, int64_t in, int64_t k, int64_t stride, int64_t padding, int64_t dilation, int64_t out) {
-  const int64_t first = phase >= padding ? 0 : divide_up(padding - phase, stride);  // first t
-  const int64_t out0 = phase - padding + stride * first;
-  Axis a = {out0 < in ? divide_up(in - out0, stride) : 0, out0, stride, 1, 0, 0, 1, 0, 0, out};
-  int64_t second = -1;
-  for (int64_t t = 0; t < k; t++) {
-    if ((phase - t * dilation) % stride != 0) continue;
-    if (a.taps == 0) a.tap0 = t;
-    if (a.taps == 1) second = t;
-    a.taps++;
-  }
-  if (second >= 0) a.tap_step = second - a.tap0;
-  a.offset0 = first + (phase - a.tap0 * dilation) / stride;
-  a.offset_step = -a.tap_step * dilation / stride;
-  return a;
-}
-
 // C channels of source image -> M channels of output per group, weights packed as (group, M block, J, BN).
 template <class T, int NV>
 struct Problem {

@@ -9,6 +9,9 @@ namespace {
 // clang-format off
 constexpr Kernel list[] = {
     {"winograd",      "csrc/cpu/conv2d/winograd.h",      winograd_why_not,      winograd_fwd,      winograd_bwd_input,      winograd_bwd_weight},
+    {"depthwise_channels_last", "csrc/cpu/conv2d/depthwise_channels_last.h", depthwise_channels_last_why_not, depthwise_channels_last_fwd, depthwise_channels_last_bwd_input, depthwise_channels_last_bwd_weight},
+    {"depthwise_planes", "csrc/cpu/conv2d/depthwise_planes.h", depthwise_planes_why_not, depthwise_planes_fwd, depthwise_planes_bwd_input, depthwise_planes_bwd_weight},
+    {"direct_planes", "csrc/cpu/conv2d/direct_planes.h", direct_planes_why_not, direct_planes_fwd, direct_planes_bwd_input, direct_planes_bwd_weight},
     {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight},
     {"reference",     "csrc/cpu/conv2d/reference.cpp",   reference_why_not,     reference_fwd,     reference_bwd_input,     reference_bwd_weight},
 };

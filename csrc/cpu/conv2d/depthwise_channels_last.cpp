@@ -1,0 +1,34 @@
+// Instances of depthwise_channels_last.h for every ISA and storage type, and when to use it.
+#include "cpu/conv2d/axis.h"
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+
+#define PYCONV_KERNEL "cpu/conv2d/depthwise_channels_last.h"
+#include "cpu/for_each_isa.inc"
+
+namespace pyconv::conv2d {
+
+std::string depthwise_channels_last_why_not(const Conv2dShape& s, Pass, Ask) {
+  if (s.layout != Layout::nhwc) return "needs channels_last tensors, got NCHW";
+  if (s.ic_per_group() != 1 || s.oc_per_group() != 1) {
+    return "needs one input and one output channel per group, got " + std::to_string(s.ic_per_group()) + " and " +
+           std::to_string(s.oc_per_group());
+  }
+  return "";
+}
+
+void depthwise_channels_last_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+  PYCONV_PER_ISA(depthwise_channels_last::fwd)(s, x, w, b, y);
+}
+
+void depthwise_channels_last_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
+  PYCONV_PER_ISA(depthwise_channels_last::bwd_input)(s, dy, w, dx);
+}
+
+void depthwise_channels_last_bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
+  PYCONV_PER_ISA(depthwise_channels_last::bwd_weight)(s, dy, x, dw);
+}
+
+}  // namespace pyconv::conv2d
