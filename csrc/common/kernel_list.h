@@ -60,11 +60,9 @@ std::vector<Answer> ask_all(const Kernel (&list)[n], const Shape& shape, Pass pa
 
 template <class Kernel, size_t n>
 std::vector<std::string> names_of(const Kernel (&list)[n]) {
-  return {[&] {
-    std::vector<std::string> names;
-    for (const Kernel& kernel : list) names.emplace_back(kernel.name);
-    return names;
-  }()};
+  std::vector<std::string> names;
+  for (const Kernel& kernel : list) names.emplace_back(kernel.name);
+  return names;
 }
 
 }  // namespace pyconv

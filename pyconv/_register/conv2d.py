@@ -47,6 +47,16 @@ def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
     ctx.save_for_forward(a, b)
 
 
+def _product_rule(product: Any, a: Tensor, ta, b: Tensor, tb, *rest: Any) -> list[Tensor]:
+    """The terms of the tangent of product(a, b): each tangent with the other factor."""
+    terms = []
+    if ta is not None:
+        terms.append(product(ta, b, *rest))
+    if tb is not None:
+        terms.append(product(a, tb, *rest))
+    return terms
+
+
 # --- y = conv2d(x, w) + b
 
 
@@ -70,11 +80,7 @@ def _fwd_backward(ctx: Any, dy: Tensor):
 
 def _fwd_jvp(ctx: Any, tx, tw, tb, *_):
     x, w = ctx.saved_tensors
-    terms = []
-    if tx is not None:
-        terms.append(fwd(tx, w, None, *ctx.geometry, ctx.algorithm))
-    if tw is not None:
-        terms.append(fwd(x, tw, None, *ctx.geometry, ctx.algorithm))
+    terms = _product_rule(fwd, x, tx, w, tw, None, *ctx.geometry, ctx.algorithm)
     if tb is not None:
         y = terms[0] if terms else fwd(x, w, None, *ctx.geometry, ctx.algorithm) * 0
         terms.append(tb[:, None, None].expand_as(y))
@@ -103,11 +109,7 @@ def _bwd_input_backward(ctx: Any, g: Tensor):
 def _bwd_input_jvp(ctx: Any, tdy, tw, *_):
     dy, w = ctx.saved_tensors
     rest = (*ctx.image, *ctx.geometry, ctx.channels_last, ctx.algorithm)
-    terms = []
-    if tdy is not None:
-        terms.append(bwd_input(tdy, w, *rest))
-    if tw is not None:
-        terms.append(bwd_input(dy, tw, *rest))
+    terms = _product_rule(bwd_input, dy, tdy, w, tw, *rest)
     return sum(terms[1:], terms[0])
 
 
@@ -133,11 +135,7 @@ def _bwd_weight_backward(ctx: Any, g: Tensor):
 def _bwd_weight_jvp(ctx: Any, tdy, tx, *_):
     dy, x = ctx.saved_tensors
     rest = (*ctx.window, *ctx.geometry, ctx.channels_last, ctx.algorithm)
-    terms = []
-    if tdy is not None:
-        terms.append(bwd_weight(tdy, x, *rest))
-    if tx is not None:
-        terms.append(bwd_weight(dy, tx, *rest))
+    terms = _product_rule(bwd_weight, dy, tdy, x, tx, *rest)
     return sum(terms[1:], terms[0])
 
 
