@@ -168,6 +168,20 @@ inline __attribute__((always_inline)) void store_narrow_first(f16* p, vec<float>
 }
 #endif
 
+// The first `count` values, or a whole vector if there are as many.
+template <class T>
+PYCONV_INLINE vec<acc_t<T>> load_up_to(const T* p, int64_t count) {
+  return count >= Vec<acc_t<T>>::size ? load_wide(p) : load_wide_first(p, count);
+}
+template <class T>
+PYCONV_INLINE void store_up_to(T* p, vec<acc_t<T>> v, int64_t count) {
+  if (count >= Vec<acc_t<T>>::size) {
+    store_narrow(p, v);
+  } else {
+    store_narrow_first(p, v, count);
+  }
+}
+
 // Which lanes of (a, b), a's numbered from 0 and b's from L, a shuffle takes. Constants in memory: GCC 12 builds a
 // vector of them lane by lane at run time.
 template <class T>
@@ -255,4 +269,37 @@ PYCONV_INLINE void transpose(vec<T> (&r)[Vec<T>::size]) {
     r[i + d] = shuffle<T>(a, b, order.second);
   }
   if constexpr (2 * d < L) transpose<T, 2 * d>(r);
+}
+
+// L vectors at `to`, to_pitch apart: the columns of a matrix whose rows start `pitch` apart. Lanes from `rows` on and
+// vectors from `columns` on are zero.
+template <class T, class A>
+void load_columns(const T* from, int64_t pitch, int64_t rows, int64_t columns, A* to, int64_t to_pitch) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> r[L];
+  if (rows >= L && columns >= L) {
+    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) r[i] = load_wide(from + i * pitch);
+  } else {
+    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
+      r[i] = i < rows ? load_up_to(from + i * pitch, columns) : vec<A>{};
+    }
+  }
+  transpose<A>(r);
+  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
+}
+
+// The opposite: the first `rows` lanes of `columns` vectors, from_pitch apart, become rows of `columns` values.
+template <class T, class A>
+void store_columns(const A* from, int64_t from_pitch, T* to, int64_t pitch, int64_t rows, int64_t columns) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> r[L];
+  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = load(from + j * from_pitch);
+  transpose<A>(r);
+  if (rows >= L && columns >= L) {
+    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) store_narrow(to + i * pitch, r[i]);
+    return;
+  }
+  _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
+    if (i < rows) store_up_to(to + i * pitch, r[i], columns);
+  }
 }

@@ -1,339 +1,472 @@
-// conv2d / implicit GEMM: every direction is one matrix product whose left operand is read from the image itself.
-// Computes  C[i,:] = sum_j A[row[i] + red[j]] * B[j,:]        A: a zero-bordered piece of an image, copied once
-//           fwd         i = output pixel           j = (tap, ic)      : = oc    A = x    B[j,oc]   = w[oc,ic,tap]
-//           bwd_input   i = input pixel of a phase j = (tap, oc)      : = ic    A = dy   B[j,ic]   = w[oc,ic,tap]
-//           bwd_weight  i = (tap, ic)              j = output pixel   : = oc    A = x    B[pix,oc] = dy[oc,pix]
-//           The columns of an im2col matrix differ from one another by constant offsets, so two tables of offsets
-//           replace the matrix. With stride S, input pixels ih = phase - PH + S*t meet only the taps kh with
-//           kh*DH = phase mod S, and see them at consecutive rows of dy: S*S small stride-1 problems.
-// Shapes    A (C, rows, columns) or (rows, columns, C) as the layout has it;  B (J, BN);  C (I, BN)
-// Tiling    thread: (image, slab of output rows); BN = NV vectors of channels; BK terms at a time, so that B's block
-//           stays in L1; registers: MR x NV accumulators
-// Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops, lanes beyond the group's channels wasted;  loads per FMA 1/NV + 1/MR
-//           workspace: packed weights, and per thread one slab of image and of C
-// Limits    none in shape or type: bf16 and f16 widen to float in the copy and are rounded once in the store
-// Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3; Goto and van de Geijn, TOMS 34(3), 2008
+// conv2d / implicit GEMM: every direction is one matrix product with the matrix U that im2col would make.
+// Computes  U (taps, pixels) in NCHW, (pixels, taps) in channels_last: rows as they lie in memory; j = (ic, kh, kw) or
+//           (kh, kw, ic), p = output pixel
+//           fwd         NCHW  y (OC, p) = w (OC, j) U (j, p)             channels_last  y (p, OC) = U (p, j) w'(j, OC)
+//           bwd_input   the same with dy for x and w (IC, (kh, kw, oc)). With stride S, input pixels ih = phase - PH +
+//                       S*t meet only the taps with kh*DH = phase mod S: S*S small problems of stride 1
+//           bwd_weight  NCHW  dw'(j, OC) = U (j, p) dy'(p, OC)           channels_last  dw (OC, j) = dy'(OC, p) U (p, j)
+// Shapes    panels as in cpu/gemm.h; U is read through two tables of offsets, cpu/conv2d/im2col.h
+// Tiling    thread: (slab of pixels, group, part of the channels); KC terms at a time. The operand on the left is packed
+//           a panel at a time, MR rows, in L1; the one on the right for the slab, in L2 (or w', once, for the call)
+// Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops, lanes and rows beyond the matrices wasted
+//           workspace: per thread a slab of image, U or dy, and C tiles if there are more than KC terms; w'
+// Limits    none in shape or type: bf16 and f16 widen to float in the panels and are rounded once in the store
+// Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3
 
 namespace implicit_gemm {
 namespace {
 
-// Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
-constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
-static_assert((MR * 2 + 3) * PYCONV_BYTES <= (PYCONV_BYTES == 64 ? 32 : 16) * PYCONV_BYTES, "accumulators would spill");
+#include "cpu/conv2d/im2col.h"
+#include "cpu/gemm.h"
 
-constexpr int64_t BK = 256;           // terms per block
-constexpr int64_t slab_pixels = 448;  // output pixels per slab, at least one row
+constexpr int64_t slab_pixels = 448;
+constexpr int64_t least_pixels = 64;    // of a slab, if there is work for several
+constexpr int64_t chunk_pixels = 1024;  // of a sum of weight gradients: adding the chunks costs less than a tenth of it
+constexpr int64_t most_lanes = 512;     // of a part of w': KC terms of it are 512 KB, of 1 MB of L2
+constexpr int64_t item_flops = 2000000, most_items = 8;
 constexpr int64_t serial_flops = 100000;
 
-// Micro-kernel: c[i,:] (+)= sum_j a[row[i] + red[j]] * b[j,:] for R rows; registers only.
-template <class A, int R, int NV>
-void tile(const A* a, const int64_t* row, const int64_t* red, int64_t J, const A* b, A* c, bool first) {
-  constexpr int64_t L = Vec<A>::size, BN = NV * L;
-  vec<A> sum[R][NV];
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) { sum[i][v] = first ? vec<A>{} : load(c + i * BN + v * L); }
-  }
-  for (int64_t j = 0; j < J; j++) {
-    const A* at = a + red[j];
-    vec<A> bj[NV];
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bj[v] = load(b + j * BN + v * L);
-    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      const A ai = at[row[i]];
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += ai * bj[v];
-    }
-  }
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(c + i * BN + v * L, sum[i][v]);
-  }
-}
+// Into how many items to cut: enough for threads to share, none too small to be worth handing out.
+inline int64_t wanted_items(int64_t flops) { return at_most(at_least(flops / item_flops, 1), most_items); }
 
-// The product for I rows and J terms. row and c are padded to a multiple of MR: the last tile may compute spare rows.
-template <class A, int NV>
-void product(const A* a, const int64_t* row, int64_t I, const int64_t* red, int64_t J, const A* b, A* c, bool first) {
-  constexpr int64_t BN = NV * Vec<A>::size;
-  for (int64_t j = 0; j < J || (J == 0 && j == 0 && first); j += BK) {
-    const int64_t terms = at_most(BK, J - j);
-    for (int64_t i = 0; i < I; i += MR) {
-      if (I - i > MR / 2) {
-        tile<A, MR, NV>(a, row + i, red + j, terms, b + j * BN, c + i * BN, first && j == 0);
-      } else {
-        tile<A, MR / 2, NV>(a, row + i, red + j, terms, b + j * BN, c + i * BN, first && j == 0);
-      }
-    }
-  }
-}
-
-int64_t padded_rows(int64_t I) { return divide_up(I, MR) * MR; }
-
-// One axis of the image a slab copies: source rows [first, first + count) with zeros outside [0, size).
-struct Span {
-  int64_t first, count, size;
-};
-
-// piece(c, h, w) = image(n, c0 + c, h.first + h, w.first + w), zero outside; its strides come back.
+// An A panel: rows of a matrix at the offsets `row`, an odd last one twice, as tiles have an even number of rows.
 template <class T, class A>
-Index4 copy_piece(Layout layout, const T* image, const Index4& I, int64_t n, int64_t c0, int64_t C, Span h, Span w,
-                  A* piece) {
-  const Index4 P = index_of(layout, C, h.count, w.count);
-  const int64_t inside = at_most(at_least(-w.first, 0), w.count);                // first column with data
-  const int64_t outside = at_least(at_most(w.size - w.first, w.count), inside);  // first column past it
-  const bool nchw = layout == Layout::nchw;
-  const int64_t lines = nchw ? C : 1, run = nchw ? 1 : C;  // nhwc: a pixel is a run of C values
-  for (int64_t c = 0; c < lines; c++) {
-    for (int64_t ih = 0; ih < h.count; ih++) {
-      A* to = piece + P(0, c, ih, 0);
-      const int64_t y = h.first + ih;
-      if (y < 0 || y >= h.size) {
-        for (int64_t k = 0; k < w.count * run; k++) to[k] = 0;
-        continue;
-      }
-      for (int64_t k = 0; k < inside * run; k++) to[k] = 0;
-      if (outside > inside) {
-        const T* from = image + I(n, c0 + c, y, w.first + inside);
-        if (I.w == run) {  // the pixels lie side by side
-          A* dense = to + inside * run;
-          for (int64_t k = 0; k < (outside - inside) * run; k++) dense[k] = widen(from[k]);
-        } else {
-          for (int64_t iw = inside; iw < outside; iw++, from += I.w) {
-            for (int64_t k = 0; k < run; k++) to[iw * run + k] = widen(from[k]);
-          }
-        }
-      }
-      for (int64_t k = outside * run; k < w.count * run; k++) to[k] = 0;
-    }
-  }
-  return P;
+void pack_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, A* panel) {
+  copy_rows(at, row, rows, runs, n, panel, KP);
+  if (rows % 2) copy_rows(at, row + rows - 1, 1, runs, n, panel + rows * KP, KP);
 }
 
-// C channels of source image -> M channels of output per group, weights packed as (group, M block, J, BN).
-template <class T, int NV>
+// C channels of an image -> M channels of output per group.
+template <class T>
 struct Problem {
   using A = acc_t<T>;
-  static constexpr int64_t BN = NV * Vec<A>::size;
-  Layout layout;
-  int64_t N, G, C, M;  // C and M per group
-  Axis h, w;
-  const T* source;
-  Index4 S;
+  static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  Im2col<T> u;
+  int64_t G, M;  // M per group
   T* output;
   Index4 O;
+  const T* bias;
+  const int64_t* tap;  // offsets of the J terms in U
+  int64_t J;
+  const T* rows;    // NCHW: weights (G, M, J)
+  const A* panels;  // channels_last: weights (G, M / BN, J + L, BN)
 
-  int64_t terms() const { return h.taps * w.taps * C; }
-  int64_t blocks() const { return divide_up(M, BN); }
-  int64_t packed_size() const { return G * blocks() * terms() * BN; }
+  // BN pixels in NCHW: where they lie in U and in the output.
+  struct PixelPanel {
+    int64_t ins, outs;
+    Run in[BN], out[BN];
+  };
+  // What a thread works on: some pixels of an image, for some channels of a group.
+  struct Item {
+    const T* at;  // U
+    T* y;         // output of the slab's first image, the group's first channel
+    int64_t pixels, g, m0, channels;
+    const int64_t *pixel, *out;  // offsets of the pixels in U and in the output
+    A *a, *b, *c;                // panels and tiles
+    PixelPanel* panel;
 
-  // weight(group, m, c, kh, kw) is an element of w; j runs over (tap, c).
-  template <class Weight>
-  void pack(A* packed, const Weight& weight) const {
-    parallel_for(G * blocks(), divide_up(serial_flops, at_least(terms() * BN, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; item++) {
-        const int64_t g = item / blocks(), m0 = item % blocks() * BN;
-        A* to = packed + item * terms() * BN;
-        for (int64_t th = 0; th < h.taps; th++) {
-          for (int64_t tw = 0; tw < w.taps; tw++) {
-            for (int64_t c = 0; c < C; c++, to += BN) {
-              const int64_t kh = h.tap0 + th * h.tap_step, kw = w.tap0 + tw * w.tap_step;
-              for (int64_t m = 0; m < BN; m++) to[m] = m0 + m < M ? widen(weight(g, m0 + m, c, kh, kw)) : 0;
-            }
-          }
-        }
-      }
-    });
-  }
+    // The tile of a panel of rows and one of lanes: kept apart only while a sum is not finished.
+    A* tile(int64_t index, int64_t J) const { return c + (J > KC ? index * MR * BN : 0); }
+  };
 
-  // c (pixels, BN) -> output channels [m0, m0 + BN) of rows [oh0, oh0 + rows).
-  void unpack(const A* c, int64_t n, int64_t g, int64_t m0, int64_t oh0, int64_t rows, const T* bias) const {
-    const int64_t count = at_most(BN, M - m0), channel = g * M + m0;
-    for (int64_t m = 0; m < count; m++) {
-      const A b = bias ? widen(bias[channel + m]) : 0;
-      for (int64_t oh = 0; oh < rows; oh++) {
-        T* to = output + O(n, channel + m, h.out0 + (oh0 + oh) * h.out_step, w.out0);
-        const A* from = c + oh * w.out * BN + m;
-        for (int64_t ow = 0; ow < w.out; ow++) pyconv::store(to + ow * w.out_step * O.w, from[ow * BN] + b);
+  void output_offsets(const typename Im2col<T>::Slab& slab, int64_t* to) const {
+    const Axis &h = u.h, &w = u.w;
+    for (int64_t n = 0; n < slab.images; n++) {
+      for (int64_t oh = 0; oh < slab.rows; oh++) {
+        const int64_t line = O(n, 0, h.out0 + (slab.oh + oh) * h.out_step, w.out0);
+        for (int64_t ow = 0; ow < w.out; ow++) *to++ = line + ow * w.out_step * O.w;
       }
     }
   }
 
-  void run(const A* packed, const T* bias) const {
-    if (h.out == 0 || w.out == 0) return;
-    const int64_t rows = at_most(at_least(slab_pixels / w.out, 1), h.out), slabs = divide_up(h.out, rows);
-    const int64_t J = terms(), pixels = rows * w.out;
-    const int64_t piece_rows = (rows - 1) * h.step + h.reach() + 1,
-                  piece_columns = (w.out - 1) * w.step + w.reach() + 1;
-    const int64_t flops = 2 * pixels * J * M;
-
-    parallel_for(N * G * slabs, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
-      A* piece = static_cast<A*>(scratch(1, sizeof(A) * (C * piece_rows * piece_columns + padded_rows(pixels) * BN)));
-      A* c = piece + C * piece_rows * piece_columns;
-      int64_t* row = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * (J + padded_rows(pixels))));
-      int64_t* red = row + padded_rows(pixels);
-      for (int64_t item = begin; item < end; item++) {
-        const int64_t n = item / (G * slabs), g = item / slabs % G, oh0 = item % slabs * rows;
-        const int64_t count = at_most(rows, h.out - oh0);
-        const Index4 P = copy_piece(layout, source, S, n, g * C, C,
-                                    Span{oh0 * h.step + h.lowest(), (count - 1) * h.step + h.reach() + 1, h.source},
-                                    Span{w.lowest(), piece_columns, w.source}, piece);
-        for (int64_t i = 0; i < padded_rows(count * w.out); i++) {
-          const int64_t pixel = at_most(i, count * w.out - 1);  // spare rows repeat the last pixel
-          row[i] = P(0, 0, pixel / w.out * h.step, pixel % w.out * w.step);
+  // y (channels, pixels) = w (channels, j) U (j, pixels)
+  void planes(const Item& s) const {
+    const int64_t lane_panels = divide_up(s.pixels, BN);
+    const RowPanels row_panels = {s.channels};
+    for (int64_t p = 0; p < lane_panels; p++) {
+      const int64_t lanes = at_most(BN, s.pixels - p * BN);
+      s.panel[p].ins = runs_of(s.pixel + p * BN, lanes, s.panel[p].in);
+      s.panel[p].outs = runs_of(s.out + p * BN, lanes, s.panel[p].out);
+    }
+    int64_t weight_row[MR];
+    for (int64_t i = 0; i < MR; i++) weight_row[i] = i * J;
+    for (int64_t j = 0; j == 0 || j < J; j += KC) {
+      const int64_t terms = at_most(KC, J - j);
+      const Run all = {0, 0, terms};
+      for (int64_t p = 0; p < lane_panels; p++) {
+        copy_rows(s.at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN, BN);
+      }
+      for (int64_t q = 0; q < row_panels.count(); q++) {
+        const int64_t m = s.m0 + row_panels.begin(q), count = row_panels.rows(q);
+        pack_rows(rows + (s.g * M + m) * J + j, weight_row, count, &all, 1, s.a);
+        for (int64_t p = 0; p < lane_panels; p++) {
+          A* c = s.tile(q * lane_panels + p, J);
+          multiply(count, at_most(BN, s.pixels - p * BN), s.a, s.b + p * KC * BN, terms, c, j == 0);
+          if (j + KC >= J) finish_planes(c, s.g, m, count, s.panel[p].out, s.panel[p].outs, s.y + m * O.c);
         }
-        for (int64_t th = 0, j = 0; th < h.taps; th++) {
-          for (int64_t tw = 0; tw < w.taps; tw++) {
-            for (int64_t ch = 0; ch < C; ch++, j++) {
-              red[j] =
-                  P(0, ch, h.offset0 + th * h.offset_step - h.lowest(), w.offset0 + tw * w.offset_step - w.lowest());
-            }
+      }
+    }
+  }
+
+  void finish_planes(const A* c, int64_t g, int64_t m, int64_t count, const Run* out, int64_t n, T* y) const {
+    for (int64_t r = 0; r < count; r++, c += BN, y += O.c) {
+      const vec<A> b = splat<A>(bias ? widen(bias[g * M + m + r]) : A(0));
+      for (int64_t i = 0; i < n; i++) {
+        for (int64_t k = 0; k < out[i].count; k += L) {
+          store_up_to(y + out[i].from + k, load(c + out[i].to + k) + b, out[i].count - k);
+        }
+      }
+    }
+  }
+
+  // y (pixels, channels) = U (pixels, j) w'(j, channels)
+  void pixels(const Item& s) const {
+    const int64_t lane_panels = divide_up(s.channels, BN);
+    const RowPanels row_panels = {s.pixels};
+    Run runs[KC];
+    for (int64_t j = 0; j == 0 || j < J; j += KC) {
+      const int64_t terms = at_most(KC, J - j), n = runs_of(tap + j, terms, runs);
+      for (int64_t q = 0; q < row_panels.count(); q++) {
+        const int64_t first = row_panels.begin(q), count = row_panels.rows(q);
+        pack_rows(s.at, s.pixel + first, count, runs, n, s.a);
+        for (int64_t p = 0; p < lane_panels; p++) {
+          const int64_t m = s.m0 + p * BN, lanes = at_most(BN, M - m);
+          const A* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
+          A* c = s.tile(q * lane_panels + p, J);
+          multiply(count, lanes, s.a, b, terms, c, j == 0);
+          if (j + KC >= J) finish_pixels(c, s.g, m, lanes, s.out + first, count, s.y + m);
+        }
+      }
+    }
+  }
+
+  void finish_pixels(const A* c, int64_t g, int64_t m, int64_t lanes, const int64_t* out, int64_t count, T* y) const {
+    for (int64_t v = 0; v < lanes; v += L) {
+      const vec<A> b = bias ? load_up_to(bias + g * M + m + v, lanes - v) : vec<A>{};
+      for (int64_t r = 0; r < count; r++) store_up_to(y + out[r] + v, load(c + r * BN + v) + b, lanes - v);
+    }
+  }
+
+  void run() const {
+    const bool nchw = u.layout == Layout::nchw;
+    const int64_t P = u.pixels(), slabs = u.slabs(), flops = 2 * P * J * M;
+    if (P == 0 || N() == 0) return;
+    // Channels are cut if there are few pixels, and in channels_last so that KC terms of a part of w' stay in L2.
+    const int64_t by_work = divide_up(wanted_items(flops * slabs * G), slabs * G);
+    const int64_t parts = at_most(nchw ? by_work : at_least(by_work, divide_up(M, most_lanes)), divide_up(M, BN));
+    const int64_t part = round_up(divide_up(M, parts), BN);
+
+    const int64_t lane_panels = divide_up(nchw ? P : part, BN), row_panels = RowPanels{nchw ? part : P}.count();
+    const int64_t a_size = (MR + 1) * KP, b_size = nchw ? lane_panels * KC * BN + L : 0;
+    const int64_t c_size = MR * BN * (J > KC ? lane_panels * row_panels : 1) + BN;
+    parallel_for(slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)), [&](int64_t begin, int64_t end) {
+      Item s = {};
+      s.a = static_cast<A*>(scratch(1, sizeof(A) * (a_size + b_size + c_size) + sizeof(T) * u.piece_size()));
+      s.b = s.a + a_size;
+      s.c = s.b + b_size;
+      T* piece = reinterpret_cast<T*>(s.c + c_size);
+      s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * P));
+      int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
+      for (int64_t item = begin; item < end; item++) {
+        const typename Im2col<T>::Slab slab = u.slab(item / parts / G);
+        s.g = item / parts % G;
+        s.m0 = item % parts * part;
+        s.channels = at_most(part, M - s.m0);
+        s.pixels = slab.images * slab.rows * u.w.out;
+        if (item == begin || s.m0 == 0) {
+          if (J > 0) s.at = u.take(slab, s.g * u.C, piece);
+          u.pixel_offsets(slab, offsets);
+          output_offsets(slab, offsets + P);
+          s.pixel = offsets;
+          s.out = offsets + P;
+          s.y = output + O(slab.n, s.g * M, 0, 0);
+        }
+        if (s.channels > 0) nchw ? planes(s) : pixels(s);
+      }
+    });
+  }
+  int64_t N() const { return u.N; }
+};
+
+// Pixels of a slab: many enough for the operand on the left to pay, few enough for threads to share.
+inline int64_t pixels_per_slab(int64_t pixels, int64_t flops) {
+  return at_most(at_least(pixels / wanted_items(flops), least_pixels), slab_pixels);
+}
+
+template <class T>
+Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axis& w, const T* source, T* output,
+                   const T* bias) {
+  const int64_t C = gradient ? s.oc_per_group() : s.ic_per_group(), M = gradient ? s.ic_per_group() : s.oc_per_group();
+  const int64_t pixels = s.N * h.out * w.out * s.G, J = C * h.taps * w.taps;
+  const Im2col<T> u(s.layout, s.N, C, h, w, source, gradient ? s.y_index() : s.x_index(),
+                    pixels_per_slab(pixels, 2 * pixels * J * M));
+  int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
+  u.tap_offsets(s.layout == Layout::nchw && !gradient, tap);
+  return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), bias, tap, J, nullptr, nullptr};
+}
+
+template <class T>
+void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  Problem<T> p = problem<T>(s, false, forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
+                            forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, b);
+  p.rows = w;
+  if (s.layout == Layout::nhwc) {
+    const int64_t J = p.J, M = p.M, blocks = divide_up(M, BN);
+    A* panels = static_cast<A*>(scratch(0, sizeof(A) * s.G * blocks * (J + L) * BN));
+    parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t m = i % blocks * BN;
+        const Run all = {0, 0, J};
+        copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panels + i * (J + L) * BN, BN);
+      }
+    });
+    p.panels = panels;
+  }
+  p.run();
+}
+
+// rows (G, IC, (tap, oc)) of the taps of a phase, from w (G, OC, IC, KH, KW).
+template <class T>
+void turn_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, T* rows) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const int64_t C = s.oc_per_group(), M = s.ic_per_group(), K = s.KH * s.KW, J = C * h.taps * w.taps;
+  const auto position = [](const Axis& a, int64_t k) {  // of a kernel row among the taps of the phase
+    const int64_t t = a.taps > 1 ? (k - a.tap0) / a.tap_step : 0;
+    return a.taps > 0 && t >= 0 && t < a.taps && a.tap0 + t * a.tap_step == k ? t : -1;
+  };
+  const int64_t blocks = divide_up(C, L);
+  parallel_for(s.G * blocks, divide_up(serial_flops, 4 * L * M * K + 1), [&](int64_t begin, int64_t end) {
+    A turned[L * L];
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t g = i / blocks, oc = i % blocks * L;
+      const T* from = weights + (g * C + oc) * M * K;
+      for (int64_t e = 0; e < M * K; e += L) {  // (ic, tap) lie side by side
+        load_columns(from + e, M * K, C - oc, M * K - e, turned, L);
+        for (int64_t k = e; k < at_most(e + L, M * K); k++) {
+          const int64_t th = position(h, k % K / s.KW), tw = position(w, k % s.KW);
+          if (th < 0 || tw < 0) continue;
+          store_up_to(rows + (g * M + k / K) * J + (th * w.taps + tw) * C + oc, load(turned + (k - e) * L), C - oc);
+        }
+      }
+    }
+  });
+}
+
+// panels (G, IC / BN, (tap, oc), BN) of the taps of a phase, from w (G, OC, KH, KW, IC).
+template <class T, class A>
+void copy_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, A* panels) {
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  const int64_t C = s.oc_per_group(), M = s.ic_per_group(), J = C * h.taps * w.taps, blocks = divide_up(M, BN);
+  parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t g = i / blocks, m = i % blocks * BN;
+      const Run lanes = {m, 0, at_most(BN, M - m)};
+      A* to = panels + i * (J + L) * BN;
+      for (int64_t t = 0; t < h.taps * w.taps; t++) {
+        const int64_t kh = h.tap0 + t / w.taps * h.tap_step, kw = w.tap0 + t % w.taps * w.tap_step;
+        for (int64_t c = 0; c < C; c++, to += BN) {
+          const int64_t row = (((g * C + c) * s.KH + kh) * s.KW + kw) * M;
+          copy_rows(weights, &row, 1, &lanes, 1, to, BN);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  for (int64_t ph = 0; ph < s.SH; ph++) {
+    for (int64_t pw = 0; pw < s.SW; pw++) {
+      const Axis h = phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH), v = phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW);
+      Problem<T> p = problem<T>(s, true, h, v, dy, dx, nullptr);
+      const int64_t channels = s.layout == Layout::nchw ? p.M : round_up(p.M, BN);
+      void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(A)) * s.G * channels * (p.J + L));
+      if (s.layout == Layout::nchw) {
+        turn_weights(s, h, v, w, static_cast<T*>(weights));
+        p.rows = static_cast<const T*>(weights);
+      } else {
+        copy_weights(s, h, v, w, static_cast<A*>(weights));
+        p.panels = static_cast<const A*>(weights);
+      }
+      p.run();
+    }
+  }
+}
+
+// The slabs are cut into chunks, each with a sum of its own, added at the end in their order: parallel, and the same
+// bits for any number of threads. Where chunks would be too small, U's rows are cut into parts.
+template <class T>
+struct WeightGradient {
+  using A = acc_t<T>;
+  static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  Im2col<T> u;
+  const Conv2dShape& s;
+  const T* dy;
+  const int64_t* tap;
+  int64_t J, M;  // M per group
+
+  bool nchw() const { return s.layout == Layout::nchw; }
+  // Panels of U, which is packed one at a time, and of dy', packed whole for KC pixels.
+  int64_t u_panels() const { return nchw() ? RowPanels{J}.count() : divide_up(J, BN); }
+  int64_t dy_panels() const { return nchw() ? divide_up(M, BN) : RowPanels{M}.count(); }
+  int64_t dy_panel_size() const { return nchw() ? (KC + L) * BN : MR * KP; }
+  int64_t sum_size() const { return u_panels() * dy_panels() * MR * BN; }
+
+  // Pixels [p, p + terms) of a slab of dy: where they lie, from its image and row on.
+  int64_t dy_runs(const typename Im2col<T>::Slab& slab, int64_t p, int64_t terms, Run* runs) const {
+    const Index4 Y = s.y_index();
+    const int64_t plane = slab.rows * s.OW;  // several images are whole ones
+    int64_t n = 0;
+    for (int64_t k = 0; k < terms; n++) {
+      const int64_t image = (p + k) / plane, at = (p + k) % plane, count = at_most(plane - at, terms - k);
+      runs[n] = {image * Y.n + at * Y.w, k, count};
+      k += count;
+    }
+    return n;
+  }
+
+  void pack_dy(const T* from, const Run* runs, int64_t n, int64_t terms, A* to) const {
+    for (int64_t q = 0; q < dy_panels(); q++, to += dy_panel_size()) {
+      if (nchw()) {
+        copy_transposed(from + q * BN * s.OH * s.OW, s.OH * s.OW, at_most(BN, M - q * BN), runs, n, to, BN);
+      } else {  // its pixels follow one another, through the images
+        const RowPanels rows = {M};
+        const Run channels = {rows.begin(q), 0, rows.rows(q)};
+        copy_transposed(from + runs[0].from, s.OC, terms, &channels, 1, to, KP);
+      }
+    }
+  }
+
+  // sum (U panel, dy panel, MR, BN) += the products of one slab.
+  void add(const typename Im2col<T>::Slab& slab, const T* at, const T* from, const int64_t* pixel, int64_t begin,
+           int64_t end, A* dy_panel, A* u_panel, A* sum, bool first) const {
+    const int64_t pixels = slab.images * slab.rows * s.OW;
+    Run runs[KC];
+    for (int64_t p = 0; p < pixels; p += KC) {
+      const int64_t terms = at_most(KC, pixels - p);
+      pack_dy(from, runs, dy_runs(slab, p, terms, runs), terms, dy_panel);
+      const int64_t n = nchw() ? runs_of(pixel + p, terms, runs) : 0;
+      for (int64_t i = begin; i < end; i++) {
+        const RowPanels u_rows = {J}, dy_rows = {M};
+        if (nchw()) {
+          pack_rows(at, tap + u_rows.begin(i), u_rows.rows(i), runs, n, u_panel);
+        } else {
+          copy_rows(at, pixel + p, terms, runs, runs_of(tap + i * BN, at_most(BN, J - i * BN), runs), u_panel, BN);
+        }
+        for (int64_t q = 0; q < dy_panels(); q++) {
+          A* c = sum + (i * dy_panels() + q) * MR * BN;
+          const A* d = dy_panel + q * dy_panel_size();
+          if (nchw()) {
+            multiply(u_rows.rows(i), at_most(BN, M - q * BN), u_panel, d, terms, c, first && p == 0);
+          } else {
+            multiply(dy_rows.rows(q), at_most(BN, J - i * BN), d, u_panel, terms, c, first && p == 0);
           }
         }
-        for (int64_t block = 0; block < blocks(); block++) {
-          product<A, NV>(piece, row, count * w.out, red, J, packed + (g * blocks() + block) * J * BN, c, true);
-          unpack(c, n, g, block * BN, oh0, count, bias);
+      }
+    }
+  }
+
+  // dw of one tile: the chunks' sums in their order.
+  void finish(const A* sums, int64_t chunks, int64_t g, int64_t i, int64_t q, T* dw) const {
+    A tile[(MR + L) * BN];
+    for (int64_t k = 0; k < MR * BN; k += L) {
+      vec<A> total = {};
+      for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        total += load(sums + ((chunk * s.G + g) * u_panels() * dy_panels() + i * dy_panels() + q) * MR * BN + k);
+      }
+      store(tile + k, total);
+    }
+    dw += g * M * J;
+    if (nchw()) {
+      const RowPanels rows = {J};
+      for (int64_t r = 0; r < rows.rows(i); r += L) {
+        for (int64_t m = q * BN; m < at_most(M, (q + 1) * BN); m += L) {
+          store_columns(tile + r * BN + m - q * BN, BN, dw + m * J + rows.begin(i) + r, J, M - m, rows.rows(i) - r);
         }
+      }
+    } else {
+      const RowPanels rows = {M};
+      for (int64_t r = 0; r < rows.rows(q); r++) {
+        for (int64_t j = i * BN; j < at_most(J, (i + 1) * BN); j += L) {
+          store_up_to(dw + (rows.begin(q) + r) * J + j, load(tile + r * BN + j - i * BN), J - j);
+        }
+      }
+    }
+  }
+
+  void run(T* dw) const {
+    const int64_t slabs = u.slabs(), P = u.pixels(), flops = 2 * s.N * s.OH * s.OW * J * M;
+    const int64_t chunks = at_most(at_least(s.N * s.OH * s.OW / chunk_pixels, 1), at_most(slabs, most_items));
+    const int64_t parts = at_most(divide_up(wanted_items(flops * s.G), chunks * s.G), u_panels());
+    A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * s.G * sum_size()));
+    const int64_t dy_size = dy_panels() * dy_panel_size() + L * KP, u_size = at_least(KC * BN, MR * KP) + L;
+    parallel_for(chunks * s.G * parts, divide_up(serial_flops, at_least(flops / chunks / parts, 1)),
+                 [&](int64_t begin, int64_t end) {
+                   A* dy_panel = static_cast<A*>(scratch(1, sizeof(A) * (dy_size + u_size) + sizeof(T) * u.piece_size()));
+                   A* u_panel = dy_panel + dy_size;
+                   T* piece = reinterpret_cast<T*>(u_panel + u_size);
+                   int64_t* pixel = static_cast<int64_t*>(scratch(3, sizeof(int64_t) * P));
+                   for (int64_t item = begin; item < end; item++) {
+                     const int64_t chunk = item / parts / s.G, g = item / parts % s.G, part = item % parts;
+                     A* sum = sums + (chunk * s.G + g) * sum_size();
+                     const int64_t first = slabs * chunk / chunks, last = slabs * (chunk + 1) / chunks;
+                     for (int64_t i = first; i < last; i++) {
+                       const typename Im2col<T>::Slab slab = u.slab(i);
+                       u.pixel_offsets(slab, pixel);
+                       add(slab, u.take(slab, g * u.C, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0), pixel,
+                           u_panels() * part / parts, u_panels() * (part + 1) / parts, dy_panel, u_panel, sum, i == first);
+                     }
+                   }
+                 });
+    const int64_t tiles = u_panels() * dy_panels();
+    parallel_for(s.G * tiles, divide_up(serial_flops, chunks * MR * BN), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        finish(sums, chunks, t / tiles, t % tiles / dy_panels(), t % dy_panels(), dw);
       }
     });
   }
 };
 
-template <class T, int NV>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
-  using A = acc_t<T>;
-  const Index4 W = s.w_index();
-  const Problem<T, NV> p = {s.layout,
-                            s.N,
-                            s.G,
-                            s.ic_per_group(),
-                            s.oc_per_group(),
-                            forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
-                            forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW),
-                            x,
-                            s.x_index(),
-                            y,
-                            s.y_index()};
-  A* packed = static_cast<A*>(scratch(0, sizeof(A) * p.packed_size()));
-  p.pack(packed, [&](int64_t g, int64_t oc, int64_t ic, int64_t kh, int64_t kw) {
-    return w[W(g * s.oc_per_group() + oc, ic, kh, kw)];
-  });
-  p.run(packed, b);
-}
-
-template <class T, int NV>
-void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  using A = acc_t<T>;
-  const Index4 W = s.w_index();
-  for (int64_t ph = 0; ph < s.SH; ph++) {
-    for (int64_t pw = 0; pw < s.SW; pw++) {
-      const Problem<T, NV> p = {s.layout,
-                                s.N,
-                                s.G,
-                                s.oc_per_group(),
-                                s.ic_per_group(),
-                                phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH),
-                                phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW),
-                                dy,
-                                s.y_index(),
-                                dx,
-                                s.x_index()};
-      A* packed = static_cast<A*>(scratch(0, sizeof(A) * p.packed_size()));
-      p.pack(packed, [&](int64_t g, int64_t ic, int64_t oc, int64_t kh, int64_t kw) {
-        return w[W(g * s.oc_per_group() + oc, ic, kh, kw)];
-      });
-      p.run(packed, nullptr);
-    }
-  }
-}
-
-// The images are cut into chunks, each with a sum of its own, added at the end in their order: parallel, and the same
-// bits for any number of threads.
-template <class T, int NV>
+template <class T>
 void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
-  using A = acc_t<T>;
-  constexpr int64_t BN = NV * Vec<A>::size;
-  const Index4 X = s.x_index(), Y = s.y_index(), W = s.w_index();
-  const Axis h = forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH), w = forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW);
-  const int64_t C = s.ic_per_group(), M = s.oc_per_group(), blocks = divide_up(M, BN);
-  const int64_t I = s.KH * s.KW * C, block_size = padded_rows(I) * BN;  // one block of dw: (I, BN)
-  const int64_t most_chunks = at_least((int64_t(8) << 20) / (s.G * blocks * block_size * int64_t(sizeof(A))), 1);
-  const int64_t chunks = at_most(at_most(s.N, 16), most_chunks), images = divide_up(s.N, at_least(chunks, 1));
-  const int64_t rows = at_most(at_least(slab_pixels / s.OW, 1), s.OH), pixels = rows * s.OW;
-  const int64_t piece_rows = (rows - 1) * h.step + h.reach() + 1, piece_columns = (s.OW - 1) * w.step + w.reach() + 1;
-  A* sums = static_cast<A*>(scratch(0, sizeof(A) * at_least(chunks, 1) * s.G * blocks * block_size));
-
-  const int64_t flops = 2 * images * s.OH * s.OW * I * BN;
-  parallel_for(chunks * s.G * blocks, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
-    A* piece = static_cast<A*>(scratch(1, sizeof(A) * (C * piece_rows * piece_columns + pixels * BN)));
-    A* columns = piece + C * piece_rows * piece_columns;  // dy as (pixel, BN)
-    int64_t* row = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * (padded_rows(I) + pixels)));
-    int64_t* red = row + padded_rows(I);
-    for (int64_t item = begin; item < end; item++) {
-      const int64_t chunk = item / (s.G * blocks), g = item / blocks % s.G, m0 = item % blocks * BN;
-      A* sum = sums + item * block_size;
-      for (int64_t k = 0; k < block_size; k++) sum[k] = 0;
-      for (int64_t n = chunk * images; n < at_most((chunk + 1) * images, s.N); n++) {
-        for (int64_t oh0 = 0; oh0 < s.OH; oh0 += rows) {
-          const int64_t count = at_most(rows, s.OH - oh0);
-          const Index4 P = copy_piece(s.layout, x, X, n, g * C, C,
-                                      Span{oh0 * h.step + h.lowest(), (count - 1) * h.step + h.reach() + 1, h.source},
-                                      Span{w.lowest(), piece_columns, w.source}, piece);
-          for (int64_t i = 0; i < padded_rows(I); i++) {
-            const int64_t at = at_most(i, I - 1), tap = at / C;
-            row[i] = P(0, at % C, tap / s.KW * s.DH, tap % s.KW * s.DW);
-          }
-          for (int64_t pixel = 0; pixel < count * s.OW; pixel++) {
-            red[pixel] = P(0, 0, pixel / s.OW * s.SH, pixel % s.OW * s.SW);
-          }
-          for (int64_t m = 0; m < BN; m++) {
-            for (int64_t oh = 0; oh < count; oh++) {
-              const T* from = dy + Y(n, g * M + at_most(m0 + m, M - 1), oh0 + oh, 0);
-              A* to = columns + oh * s.OW * BN + m;
-              for (int64_t ow = 0; ow < s.OW; ow++) to[ow * BN] = widen(from[ow * Y.w]);
-            }
-          }
-          product<A, NV>(piece, row, I, red, count * s.OW, columns, sum, false);
-        }
-      }
-    }
-  });
-
-  parallel_for(s.OC, divide_up(serial_flops, at_least(I * chunks, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t oc = begin; oc < end; oc++) {
-      const int64_t g = oc / M, block = oc % M / BN, lane = oc % M % BN;
-      for (int64_t i = 0; i < I; i++) {
-        A total = 0;
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-          total += sums[((chunk * s.G + g) * blocks + block) * block_size + i * BN + lane];
-        }
-        pyconv::store(dw + W(oc, i % C, i / C / s.KW, i / C % s.KW), total);
-      }
-    }
-  });
+  const int64_t J = s.ic_per_group() * s.KH * s.KW, M = s.oc_per_group();
+  if (s.N * s.OH * s.OW == 0) {
+    for (int64_t k = 0; k < s.OC * J; k++) dw[k] = T();
+    return;
+  }
+  const Im2col<T> u(s.layout, s.N, s.ic_per_group(), forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
+                    forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, s.x_index(), KC);
+  int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
+  u.tap_offsets(s.layout == Layout::nchw, tap);
+  WeightGradient<T>{u, s, dy, tap, J, M}.run(dw);
 }
 
 }  // namespace
 
-// NV = 2 vectors of output channels, or 1 where the group has no more.
-#define PYCONV_BY_TYPE_AND_WIDTH(channels, call) \
-  with_type(s.dtype, [&](auto type) {            \
-    using T = decltype(type);                    \
-    if ((channels) > Vec<acc_t<T>>::size) {      \
-      constexpr int NV = 2;                      \
-      call;                                      \
-    } else {                                     \
-      constexpr int NV = 1;                      \
-      call;                                      \
-    }                                            \
-  })
-
 void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_BY_TYPE_AND_WIDTH(s.oc_per_group(), (fwd<T, NV>(s, (const T*)x, (const T*)w, (const T*)b, (T*)y)));
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), static_cast<T*>(y));
+  });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
-  PYCONV_BY_TYPE_AND_WIDTH(s.ic_per_group(), (bwd_input<T, NV>(s, (const T*)dy, (const T*)w, (T*)dx)));
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    bwd_input(s, static_cast<const T*>(dy), static_cast<const T*>(w), static_cast<T*>(dx));
+  });
 }
 
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
-  PYCONV_BY_TYPE_AND_WIDTH(s.oc_per_group(), (bwd_weight<T, NV>(s, (const T*)dy, (const T*)x, (T*)dw)));
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    bwd_weight(s, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw));
+  });
 }
-#undef PYCONV_BY_TYPE_AND_WIDTH
 
 }  // namespace implicit_gemm

@@ -9,54 +9,6 @@ constexpr int64_t most_columns = 28;  // tiles of one piece: its 6 rows of 114 c
 // Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
 constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
 
-template <class T>
-PYCONV_INLINE vec<acc_t<T>> load_up_to(const T* p, int64_t count) {
-  return count == Vec<acc_t<T>>::size ? load_wide(p) : load_wide_first(p, count);
-}
-template <class T>
-PYCONV_INLINE void store_up_to(T* p, vec<acc_t<T>> v, int64_t count) {
-  if (count == Vec<acc_t<T>>::size) {
-    store_narrow(p, v);
-  } else {
-    store_narrow_first(p, v, count);
-  }
-}
-
-// L vectors at `to`, to_pitch apart: the columns of a matrix whose rows start `pitch` apart. Lanes from `rows` on and
-// vectors from `columns` on are zero.
-template <class T, class A>
-void load_columns(const T* from, int64_t pitch, int64_t rows, int64_t columns, A* to, int64_t to_pitch) {
-  constexpr int64_t L = Vec<A>::size;
-  vec<A> r[L];
-  if (rows == L && columns == L) {
-    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) r[i] = load_wide(from + i * pitch);
-    transpose<A>(r);
-    _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
-    return;
-  }
-  _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-    r[i] = i < rows ? load_wide_first(from + i * pitch, columns) : vec<A>{};
-  }
-  transpose<A>(r);
-  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
-}
-
-// The opposite: the first `rows` lanes of `columns` vectors, L at most, become rows of `columns` values.
-template <class T, class A>
-void store_columns(const A* from, T* to, int64_t pitch, int64_t rows, int64_t columns) {
-  constexpr int64_t L = Vec<A>::size;
-  vec<A> r[L];
-  _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = load(from + j * L);
-  transpose<A>(r);
-  if (rows == L && columns == L) {
-    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) store_narrow(to + i * pitch, r[i]);
-    return;
-  }
-  _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-    if (i < rows) store_narrow_first(to + i * pitch, r[i], columns);
-  }
-}
-
 // One axis of a piece: [first, first + count) of an image that has [0, size) and is zero elsewhere.
 struct Span {
   int64_t first, count, size;
@@ -105,7 +57,7 @@ void unpack(const A* piece, int64_t channels, Span h, Span w, T* image, const In
     }
     for (int64_t iw = 0; iw < w.end(); iw += L) {
       const int64_t at = w.end() < L ? iw : at_most(iw, w.end() - L);
-      store_columns(piece + at * L, to + at, I.c, channels, at_most(L, w.end() - at));
+      store_columns(piece + at * L, L, to + at, I.c, channels, at_most(L, w.end() - at));
     }
   }
 }

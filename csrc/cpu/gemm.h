@@ -1,0 +1,107 @@
+// Matrix product of packed panels: C (rows, lanes) += A (rows, terms) B (terms, lanes).
+//   A panel (MR rows, KP): KC terms of a row side by side, read one at a time into a whole vector
+//   B panel (KC terms, BN = 2 vectors)
+//   C tile  (MR rows, BN)
+// and the ways in: copy_rows for a source whose rows lie as the panel's do, copy_transposed for one that is turned.
+// Both take a source with holes: im2col's matrix, whose rows are runs of an image. Included once per ISA.
+// Source: Goto and van de Geijn, Anatomy of high-performance matrix multiplication, TOMS 34(3), 2008
+
+// Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
+constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
+// A and B panels of KC terms are 15 and 32 KB of float32. 64, 128, 256, 384 and 512 terms: 217, 236, 239, 234 and
+// 237 GFLOP/s of a peak of 235 to 240 (one Zen 5 core, all panels in L2).
+constexpr int64_t KC = 256;
+constexpr int64_t KP = KC + 16;  // rows of an A panel start in different cache sets
+
+// Micro-kernel: c[i,:] (+)= sum_k a[i,k] * b[k,:] for R rows; registers only.
+template <class A, int R, int NV>
+PYCONV_NOINLINE void multiply_tile(const A* a, const A* b, int64_t terms, A* c, bool first) {
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  vec<A> sum[R][NV];
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = first ? vec<A>{} : load(c + i * BN + v * L);
+  }
+  for (int64_t k = 0; k < terms; k++, a++, b += BN) {
+    vec<A> bk[NV];
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      const A aik = a[i * KP];
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += aik * bk[v];
+    }
+  }
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(c + i * BN + v * L, sum[i][v]);
+  }
+}
+
+template <class A, int NV, int R>
+PYCONV_INLINE void multiply_rows(int64_t rows, const A* a, const A* b, int64_t terms, A* c, bool first) {
+  if (rows > R - 2) return multiply_tile<A, R, NV>(a, b, terms, c, first);
+  if constexpr (R > 2) multiply_rows<A, NV, R - 2>(rows, a, b, terms, c, first);
+}
+
+// c (+)= a b for up to MR rows, rounded up to an even number of them, and up to BN lanes, rounded up to whole vectors.
+template <class A>
+void multiply(int64_t rows, int64_t lanes, const A* a, const A* b, int64_t terms, A* c, bool first) {
+  if (lanes > Vec<A>::size) {
+    multiply_rows<A, 2, MR>(rows, a, b, terms, c, first);
+  } else {
+    multiply_rows<A, 1, MR>(rows, a, b, terms, c, first);
+  }
+}
+
+// I rows in panels of equal size, at most MR: I = 64 is 5 panels of 12 or 13 rows, not 4 of 14 and one of 8.
+struct RowPanels {
+  int64_t I;
+  int64_t count() const { return divide_up(I, MR); }
+  int64_t begin(int64_t panel) const { return I * panel / count(); }
+  int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
+};
+
+// Columns [to, to + count) of a block, side by side in the source from offset `from` on.
+struct Run {
+  int64_t from, to, count;
+};
+
+// The runs in which `count` offsets follow one another; at most `count` of them.
+inline int64_t runs_of(const int64_t* offset, int64_t count, Run* runs) {
+  int64_t n = 0;
+  for (int64_t k = 0; k < count; k++) {
+    if (k > 0 && offset[k] == offset[k - 1] + 1) {
+      runs[n - 1].count++;
+    } else {
+      runs[n++] = {offset[k], k, 1};
+    }
+  }
+  return n;
+}
+
+// to[r * pitch + column] = at[row[r] + column's offset]; up to a vector beyond the last column of a row becomes zero.
+template <class T, class A>
+PYCONV_NOINLINE void copy_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, A* to,
+                               int64_t pitch) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t r = 0; r < rows; r++, to += pitch) {
+    for (int64_t i = 0; i < n; i++) {
+      const T* from = at + row[r] + runs[i].from;
+      const int64_t count = runs[i].count;
+      A* out = to + runs[i].to;
+      for (int64_t k = 0; k < count; k += L) store(out + k, load_up_to(from + k, count - k));
+    }
+  }
+}
+
+// to[column * pitch + r] = at[r * row + column's offset]; up to a vector of columns and of rows beyond become zero.
+template <class T, class A>
+PYCONV_NOINLINE void copy_transposed(const T* at, int64_t row, int64_t rows, const Run* runs, int64_t n, A* to,
+                                     int64_t pitch) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t i = 0; i < n; i++) {
+    for (int64_t k = 0; k < runs[i].count; k += L) {
+      for (int64_t r = 0; r < rows; r += L) {
+        load_columns(at + r * row + runs[i].from + k, row, rows - r, runs[i].count - k, to + (runs[i].to + k) * pitch + r,
+                     pitch);
+      }
+    }
+  }
+}
