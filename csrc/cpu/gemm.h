@@ -63,11 +63,11 @@ struct Run {
   int64_t from, to, count;
 };
 
-// The runs in which `count` offsets follow one another; at most `count` of them.
-inline int64_t runs_of(const int64_t* offset, int64_t count, Run* runs) {
+// The runs in which `count` offsets follow one another by `step`; at most `count` of them.
+inline int64_t runs_of(const int64_t* offset, int64_t count, Run* runs, int64_t step = 1) {
   int64_t n = 0;
   for (int64_t k = 0; k < count; k++) {
-    if (k > 0 && offset[k] == offset[k - 1] + 1) {
+    if (k > 0 && offset[k] == offset[k - 1] + step) {
       runs[n - 1].count++;
     } else {
       runs[n++] = {offset[k], k, 1};

@@ -182,6 +182,11 @@ PYCONV_INLINE void store_up_to(T* p, vec<acc_t<T>> v, int64_t count) {
   }
 }
 
+// Lanes 0 .. count - 1 to p[0], p[step], p[2 * step], ...; what lies between stays.
+template <class T>
+PYCONV_INLINE void store_every(T* p, int64_t step, vec<acc_t<T>> v, int64_t count) {
+  for (int64_t i = 0; i < count && i < Vec<acc_t<T>>::size; i++) pyconv::store(p + i * step, v[i]);
+}
 // Which lanes of (a, b), a's numbered from 0 and b's from L, a shuffle takes. Constants in memory: GCC 12 builds a
 // vector of them lane by lane at run time.
 template <class T>
@@ -235,6 +240,19 @@ PYCONV_INLINE Pair<T> interleave(vec<T> a, vec<T> b) {
   static constexpr PairOrder<T> order = in_turn<T>();
   return {shuffle<T>(a, b, order.first), shuffle<T>(a, b, order.second)};
 }
+
+#if PYCONV_BYTES == 64
+template <>
+inline __attribute__((always_inline)) void store_every(float* p, int64_t step, vec<float> v, int64_t count) {
+  if (step != 2) {
+    for (int64_t i = 0; i < count && i < 16; i++) p[i * step] = v[i];
+    return;
+  }
+  const Pair<float> twice = interleave<float>(v, v);
+  _mm512_mask_storeu_ps(p, first_lanes(2 * count) & 0x5555, (__m512)twice.first);
+  if (count > 8) _mm512_mask_storeu_ps(p + 16, first_lanes(2 * count - 16) & 0x5555, (__m512)twice.second);
+}
+#endif
 
 // The sum of all lanes, halves first: the same order on every call.
 template <class T>

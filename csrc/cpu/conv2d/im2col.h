@@ -2,27 +2,27 @@
 // offsets into the image itself or, where a border or a stride is in the way, into a copy of the piece in hand.
 // Included once per ISA.
 
-// Positions i, i + step, ... of a source are read by some tap; the others need no copy.
-PYCONV_INLINE bool meets_a_tap(const Axis& a, int64_t i) {
-  for (int64_t t = 0; t < a.taps; t++) {
-    if ((i - a.offset(t) + a.lowest()) % a.step == 0) return true;
-  }
-  return false;
+// Which remainders modulo the step of an axis are read by some tap, as bits; the positions of others need no copy.
+inline uint64_t remainders_read(const Axis& a) {
+  uint64_t bits = 0;
+  for (int64_t t = 0; t < a.taps; t++) bits |= uint64_t(1) << (a.offset(t) - a.lowest()) % a.step % 64;
+  return bits;
 }
 
-// to[k] = from[k * step]
+// to[k] = from[k * step]; up to a vector beyond may be written.
 template <class T>
 PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to) {
-  int64_t k = 0;
-  if (step == 1) {
-    for (; k < count; k++) to[k] = from[k];
-  } else if constexpr (sizeof(T) >= 4) {
-    constexpr int64_t L = Vec<T>::size;
-    for (; step == 2 && k + L < count; k += L) {  // the last vector read ends at from[2 * (k + L) - 1]
-      store(to + k, deinterleave<T>(load(from + 2 * k), load(from + 2 * k + L)).first);
+  if constexpr (sizeof(T) >= 4) {
+    if (step == 2) {
+      constexpr int64_t L = Vec<T>::size;
+      for (int64_t left = 2 * count - 1; left > 0; left -= 2 * L, from += 2 * L, to += L) {
+        const vec<T> second = left > L ? load_up_to(from + L, left - L) : vec<T>{};
+        store(to, deinterleave<T>(load_up_to(from, left), second).first);
+      }
+      return;
     }
   }
-  for (; k < count; k++) to[k] = from[k * step];
+  for (int64_t k = 0; k < count; k++) to[k] = from[k * step];
 }
 
 // A slab is what one thread takes at a time: some rows of output pixels of one image, or several small images.
@@ -35,6 +35,7 @@ struct Im2col {
   Index4 S;
   int64_t images, rows, slabs_per_image;
   int64_t piece_rows, piece_columns, phase;  // of a copy; NCHW keeps columns that a stride skips between apart
+  uint64_t rows_read, columns_read;
   bool in_place;
   Index4 P;
 
@@ -56,13 +57,15 @@ struct Im2col {
     const int64_t across = (w.out - 1) * w.step + w.reach() + 1;
     phase = nchw ? divide_up(across, w.step) : 0;
     piece_columns = nchw ? phase * w.step : across;
+    rows_read = remainders_read(h);
+    columns_read = remainders_read(w);
     P = in_place ? S : index_of(layout, C, piece_rows, piece_columns);
   }
 
   int64_t taps() const { return h.taps * w.taps * C; }
   int64_t slabs() const { return slabs_per_image * divide_up(N, images); }
   int64_t pixels() const { return images * rows * w.out; }  // of the largest slab
-  int64_t piece_size() const { return in_place ? 0 : images * C * piece_rows * piece_columns; }
+  int64_t piece_size() const { return in_place ? 0 : images * C * piece_rows * piece_columns + Vec<acc_t<T>>::size; }
 
   struct Slab {
     int64_t n, images, oh, rows;
@@ -92,19 +95,17 @@ struct Im2col {
     }
   }
 
-  // What the offsets are to be added to; `piece` has room for piece_size().
-  const T* take(const Slab& slab, int64_t channel, T* piece) const {
+  // What the offsets are to be added to, for the group whose channels start at `channel`. Only its channels [c0, c1) are
+  // wanted. `piece` has room for piece_size().
+  const T* take(const Slab& slab, int64_t channel, int64_t c0, int64_t c1, T* piece) const {
     if (in_place) return source + S(slab.n, channel, slab.oh * h.step + h.lowest(), w.lowest());
+    const int64_t first = slab.oh * h.step + h.lowest(), count = (slab.rows - 1) * h.step + h.reach() + 1;
     for (int64_t n = 0; n < slab.images; n++) {
-      for (int64_t ih = 0; ih < (slab.rows - 1) * h.step + h.reach() + 1; ih++) {
-        if (!meets_a_tap(h, ih)) continue;
-        const int64_t y = slab.oh * h.step + h.lowest() + ih;
-        const T* line = y < 0 || y >= h.source ? nullptr : source + S(slab.n + n, channel, y, 0);
-        if (layout == Layout::nhwc) {
-          copy_pixels(line, piece + P(n, 0, ih, 0));
-        } else {
-          for (int64_t c = 0; c < C; c++) copy_columns(line ? line + c * S.c : nullptr, piece + P(n, c, ih, 0));
-        }
+      const T* image = source + S(slab.n + n, channel, 0, 0);
+      if (layout == Layout::nhwc) {
+        copy_pixels(image, first, count, piece + P(n, 0, 0, 0));
+      } else {
+        for (int64_t c = c0; c < c1; c++) copy_columns(image + c * S.c, first, count, piece + P(n, c, 0, 0));
       }
     }
     return piece;
@@ -114,28 +115,52 @@ struct Im2col {
   static void fill_zero(T* to, int64_t count) {
     for (int64_t k = 0; k < count; k++) to[k] = T();
   }
-  // Columns [w.lowest(), ...) of a line of one channel, those of one remainder modulo the stride together.
-  void copy_columns(const T* line, T* to) const {
-    for (int64_t r = 0; r < w.step; r++, to += phase) {
-      if (!meets_a_tap(w, r)) continue;
-      const int64_t first = w.lowest() + r;  // column of to[0]
-      const int64_t begin = line ? at_most(first < 0 ? divide_up(-first, w.step) : 0, phase) : phase;
-      const int64_t end = at_least(at_most(first < w.source ? divide_up(w.source - first, w.step) : 0, phase), begin);
-      fill_zero(to, begin);
-      if (end > begin) copy_every(line + first + begin * w.step, w.step, end - begin, to + begin);
-      fill_zero(to + end, phase - end);
+  static void copy(const T* from, int64_t count, T* to) {
+    for (int64_t k = 0; k < count; k++) to[k] = from[k];
+  }
+  const T* line(const T* image, int64_t ih) const { return ih < 0 || ih >= h.source ? nullptr : image + ih * S.h; }
+
+  // `count` lines of one channel from `first` on: columns from w.lowest() on, those of one remainder modulo the stride
+  // together.
+  void copy_columns(const T* image, int64_t first, int64_t count, T* to) const {
+    for (int64_t r = 0; r < w.step; r++) {
+      if (!(columns_read >> r % 64 & 1)) continue;
+      const int64_t left = w.lowest() + r;
+      const int64_t begin = at_most(left < 0 ? divide_up(-left, w.step) : 0, phase);
+      const int64_t end = at_least(at_most(left < w.source ? divide_up(w.source - left, w.step) : 0, phase), begin);
+      for (int64_t i = 0; i < count; i++) {
+        if (!(rows_read >> i % h.step % 64 & 1)) continue;
+        const T* from = line(image, first + i);
+        T* out = to + i * P.h + r * phase;
+        if (!from || begin == end) {
+          fill_zero(out, phase);
+          continue;
+        }
+        from += left + begin * w.step;
+        if (begin > 0) fill_zero(out, begin);
+        w.step == 1 ? copy(from, end - begin, out + begin) : copy_every(from, w.step, end - begin, out + begin);
+        if (end < phase) fill_zero(out + end, phase - end);
+      }
     }
   }
-  // The same of C channels side by side.
-  void copy_pixels(const T* line, T* to) const {
-    const int64_t begin = line ? at_most(at_least(-w.lowest(), 0), piece_columns) : piece_columns;
+  // The same of C channels side by side, columns in their order.
+  void copy_pixels(const T* image, int64_t first, int64_t count, T* to) const {
+    const int64_t begin = at_most(at_least(-w.lowest(), 0), piece_columns);
     const int64_t end = at_least(at_most(w.source - w.lowest(), piece_columns), begin);
-    fill_zero(to, begin * C);
-    if (S.w == C) {
-      copy_every(line + (w.lowest() + begin) * C, 1, (end - begin) * C, to + begin * C);
-    } else {
-      for (int64_t iw = begin; iw < end; iw++) copy_every(line + (w.lowest() + iw) * S.w, 1, C, to + iw * C);
+    for (int64_t i = 0; i < count; i++, to += P.h) {
+      if (!(rows_read >> i % h.step % 64 & 1)) continue;
+      const T* from = line(image, first + i);
+      if (!from) {
+        fill_zero(to, piece_columns * C);
+        continue;
+      }
+      fill_zero(to, begin * C);
+      if (S.w == C) {
+        copy(from + (w.lowest() + begin) * C, (end - begin) * C, to + begin * C);
+      } else {
+        for (int64_t iw = begin; iw < end; iw++) copy(from + (w.lowest() + iw) * S.w, C, to + iw * C);
+      }
+      fill_zero(to + end * C, (piece_columns - end) * C);
     }
-    fill_zero(to + end * C, (piece_columns - end) * C);
   }
 };

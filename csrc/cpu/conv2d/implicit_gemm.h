@@ -19,9 +19,11 @@ namespace {
 #include "cpu/conv2d/im2col.h"
 #include "cpu/gemm.h"
 
-constexpr int64_t slab_pixels = 448;
+static const int64_t slab_pixels = getenv("SLAB") ? atoi(getenv("SLAB")) : 448;
 constexpr int64_t least_pixels = 64;    // of a slab, if there is work for several
-constexpr int64_t chunk_pixels = 1024;  // of a sum of weight gradients: adding the chunks costs less than a tenth of it
+// A chunk of a weight gradient's sum: adding 256 pixels takes 128 cycles a vector, adding the chunks 1 to 3.
+constexpr int64_t chunk_pixels = 256;
+constexpr int64_t most_sum_bytes = int64_t(32) << 20;  // of all chunks
 constexpr int64_t most_lanes = 512;     // of a part of w': KC terms of it are 512 KB, of 1 MB of L2
 constexpr int64_t item_flops = 2000000, most_items = 8;
 constexpr int64_t serial_flops = 100000;
@@ -48,6 +50,7 @@ struct Problem {
   const T* bias;
   const int64_t* tap;  // offsets of the J terms in U
   int64_t J;
+  bool channel_first;  // j is (c, tap), not (tap, c)
   const T* rows;    // NCHW: weights (G, M, J)
   const A* panels;  // channels_last: weights (G, M / BN, J + L, BN)
 
@@ -58,7 +61,9 @@ struct Problem {
   };
   // What a thread works on: some pixels of an image, for some channels of a group.
   struct Item {
+    typename Im2col<T>::Slab slab;
     const T* at;  // U
+    T* piece;     // room for it
     T* y;         // output of the slab's first image, the group's first channel
     int64_t pixels, g, m0, channels;
     const int64_t *pixel, *out;  // offsets of the pixels in U and in the output
@@ -86,15 +91,21 @@ struct Problem {
     for (int64_t p = 0; p < lane_panels; p++) {
       const int64_t lanes = at_most(BN, s.pixels - p * BN);
       s.panel[p].ins = runs_of(s.pixel + p * BN, lanes, s.panel[p].in);
-      s.panel[p].outs = runs_of(s.out + p * BN, lanes, s.panel[p].out);
+      s.panel[p].outs = runs_of(s.out + p * BN, lanes, s.panel[p].out, u.w.out_step);
     }
     int64_t weight_row[MR];
     for (int64_t i = 0; i < MR; i++) weight_row[i] = i * J;
     for (int64_t j = 0; j == 0 || j < J; j += KC) {
       const int64_t terms = at_most(KC, J - j);
       const Run all = {0, 0, terms};
+      // The channels of these terms if they are apart, while their copy is in L2; else all of them, once.
+      const T* at = s.at;
+      if (channel_first && J > KC) {
+        const int64_t taps = J / u.C;
+        at = u.take(s.slab, s.g * u.C, j / taps, divide_up(j + terms, taps), s.piece);
+      }
       for (int64_t p = 0; p < lane_panels; p++) {
-        copy_rows(s.at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN, BN);
+        copy_rows(at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN, BN);
       }
       for (int64_t q = 0; q < row_panels.count(); q++) {
         const int64_t m = s.m0 + row_panels.begin(q), count = row_panels.rows(q);
@@ -113,7 +124,13 @@ struct Problem {
       const vec<A> b = splat<A>(bias ? widen(bias[g * M + m + r]) : A(0));
       for (int64_t i = 0; i < n; i++) {
         for (int64_t k = 0; k < out[i].count; k += L) {
-          store_up_to(y + out[i].from + k, load(c + out[i].to + k) + b, out[i].count - k);
+          const vec<A> v = load(c + out[i].to + k) + b;
+          const int64_t left = out[i].count - k;
+          if (u.w.out_step == 1) {
+            store_up_to(y + out[i].from + k, v, left);
+          } else {
+            store_every(y + out[i].from + k * u.w.out_step, u.w.out_step, v, left);
+          }
         }
       }
     }
@@ -164,22 +181,23 @@ struct Problem {
       s.a = static_cast<A*>(scratch(1, sizeof(A) * (a_size + b_size + c_size) + sizeof(T) * u.piece_size()));
       s.b = s.a + a_size;
       s.c = s.b + b_size;
-      T* piece = reinterpret_cast<T*>(s.c + c_size);
+      s.piece = reinterpret_cast<T*>(s.c + c_size);
       s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * P));
       int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
       for (int64_t item = begin; item < end; item++) {
-        const typename Im2col<T>::Slab slab = u.slab(item / parts / G);
+        s.slab = u.slab(item / parts / G);
         s.g = item / parts % G;
         s.m0 = item % parts * part;
         s.channels = at_most(part, M - s.m0);
-        s.pixels = slab.images * slab.rows * u.w.out;
+        s.pixels = s.slab.images * s.slab.rows * u.w.out;
         if (item == begin || s.m0 == 0) {
-          if (J > 0) s.at = u.take(slab, s.g * u.C, piece);
-          u.pixel_offsets(slab, offsets);
-          output_offsets(slab, offsets + P);
+          const bool later = nchw && channel_first && J > KC;
+          if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
+          u.pixel_offsets(s.slab, offsets);
+          output_offsets(s.slab, offsets + P);
           s.pixel = offsets;
           s.out = offsets + P;
-          s.y = output + O(slab.n, s.g * M, 0, 0);
+          s.y = output + O(s.slab.n, s.g * M, 0, 0);
         }
         if (s.channels > 0) nchw ? planes(s) : pixels(s);
       }
@@ -201,8 +219,9 @@ Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axi
   const Im2col<T> u(s.layout, s.N, C, h, w, source, gradient ? s.y_index() : s.x_index(),
                     pixels_per_slab(pixels, 2 * pixels * J * M));
   int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
-  u.tap_offsets(s.layout == Layout::nchw && !gradient, tap);
-  return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), bias, tap, J, nullptr, nullptr};
+  const bool channel_first = s.layout == Layout::nchw && !gradient;
+  u.tap_offsets(channel_first, tap);
+  return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), bias, tap, J, channel_first, nullptr, nullptr};
 }
 
 template <class T>
@@ -401,7 +420,9 @@ struct WeightGradient {
 
   void run(T* dw) const {
     const int64_t slabs = u.slabs(), P = u.pixels(), flops = 2 * s.N * s.OH * s.OW * J * M;
-    const int64_t chunks = at_most(at_least(s.N * s.OH * s.OW / chunk_pixels, 1), at_most(slabs, most_items));
+    const int64_t fit = most_sum_bytes / (s.G * sum_size() * int64_t(sizeof(A)));
+    const int64_t wanted = at_most(wanted_items(flops * s.G), s.N * s.OH * s.OW / chunk_pixels);
+    const int64_t chunks = at_least(at_most(at_most(wanted, slabs), fit), 1);
     const int64_t parts = at_most(divide_up(wanted_items(flops * s.G), chunks * s.G), u_panels());
     A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * s.G * sum_size()));
     const int64_t dy_size = dy_panels() * dy_panel_size() + L * KP, u_size = at_least(KC * BN, MR * KP) + L;
@@ -414,12 +435,15 @@ struct WeightGradient {
                    for (int64_t item = begin; item < end; item++) {
                      const int64_t chunk = item / parts / s.G, g = item / parts % s.G, part = item % parts;
                      A* sum = sums + (chunk * s.G + g) * sum_size();
+                     const int64_t u0 = u_panels() * part / parts, u1 = u_panels() * (part + 1) / parts;
+                     const int64_t taps = s.KH * s.KW, c0 = nchw() ? RowPanels{J}.begin(u0) / taps : 0;
+                     const int64_t c1 = nchw() ? divide_up(RowPanels{J}.begin(u1), taps) : u.C;
                      const int64_t first = slabs * chunk / chunks, last = slabs * (chunk + 1) / chunks;
                      for (int64_t i = first; i < last; i++) {
                        const typename Im2col<T>::Slab slab = u.slab(i);
                        u.pixel_offsets(slab, pixel);
-                       add(slab, u.take(slab, g * u.C, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0), pixel,
-                           u_panels() * part / parts, u_panels() * (part + 1) / parts, dy_panel, u_panel, sum, i == first);
+                       add(slab, u.take(slab, g * u.C, c0, c1, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0), pixel,
+                           u0, u1, dy_panel, u_panel, sum, i == first);
                      }
                    }
                  });
