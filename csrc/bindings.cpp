@@ -96,6 +96,10 @@ py::list answers(std::vector<pyconv::Answer> (*ask)(const Shape&, Pass, Ask), co
 
 PYBIND11_MODULE(_C, m) {
   pyconv::parallel_hook = torch_parallel_for;
+  pyconv::threads_hook = [] {
+    uint32_t threads = 1;
+    return torch_get_num_threads(&threads) == 0 ? int64_t(threads) : int64_t(1);
+  };
 
   m.def("isa", [] { return std::string(name_of(pyconv::isa())); });
   m.def("available_isas", pyconv::available_isas);

@@ -8,9 +8,9 @@
 
 // Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
 constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
-// A and B panels of KC terms are 15 and 32 KB of float32. 64, 128, 256, 384 and 512 terms: 217, 236, 239, 234 and
-// 237 GFLOP/s of a peak of 235 to 240 (one Zen 5 core, all panels in L2).
-constexpr int64_t KC = 256;
+// At most so many terms at a time: A and B panels are 22 and 48 KB of float32. 64, 128, 256, 384 and 512 terms: 217,
+// 236, 239, 234 and 237 GFLOP/s of a peak of 235 to 240 (one Zen 5 core, all panels in L2).
+constexpr int64_t KC = 384;
 constexpr int64_t KP = KC + 16;  // rows of an A panel start in different cache sets
 
 // Micro-kernel: c[i,:] (+)= sum_k a[i,k] * b[k,:] for R rows; registers only.
@@ -50,13 +50,17 @@ void multiply(int64_t rows, int64_t lanes, const A* a, const A* b, int64_t terms
   }
 }
 
-// I rows in panels of equal size, at most MR: I = 64 is 5 panels of 12 or 13 rows, not 4 of 14 and one of 8.
+// I rows in panels of equal size, even and at most MR: I = 64 is 2 panels of 14 rows and 3 of 12, not 4 of 14 and one
+// of 8.
 struct RowPanels {
   int64_t I;
   int64_t count() const { return divide_up(I, MR); }
-  int64_t begin(int64_t panel) const { return I * panel / count(); }
+  int64_t begin(int64_t panel) const { return at_most(2 * (divide_up(I, 2) * panel / count()), I); }
   int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
+
+// J terms in blocks of equal size, at most KC.
+inline int64_t block_of(int64_t J) { return at_least(divide_up(J, at_least(divide_up(J, KC), 1)), 1); }
 
 // Columns [to, to + count) of a block, side by side in the source from offset `from` on.
 struct Run {
@@ -99,8 +103,8 @@ PYCONV_NOINLINE void copy_transposed(const T* at, int64_t row, int64_t rows, con
   for (int64_t i = 0; i < n; i++) {
     for (int64_t k = 0; k < runs[i].count; k += L) {
       for (int64_t r = 0; r < rows; r += L) {
-        load_columns(at + r * row + runs[i].from + k, row, rows - r, runs[i].count - k, to + (runs[i].to + k) * pitch + r,
-                     pitch);
+        load_columns(at + r * row + runs[i].from + k, row, rows - r, runs[i].count - k,
+                     to + (runs[i].to + k) * pitch + r, pitch);
       }
     }
   }

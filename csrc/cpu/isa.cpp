@@ -52,6 +52,7 @@ int serial(int64_t begin, int64_t end, int64_t, RangeBody body, void* context) {
 }  // namespace
 
 ParallelHook parallel_hook = serial;
+int64_t (*threads_hook)() = [] { return int64_t(1); };
 
 Isa isa() { return current(); }
 

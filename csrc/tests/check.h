@@ -29,6 +29,7 @@ inline int run_on_three_threads(int64_t begin, int64_t end, int64_t grain, Range
 // False where PYCONV_ISA names an instruction set this CPU lacks.
 inline bool set_up() {
   parallel_hook = run_on_three_threads;
+  threads_hook = [] { return int64_t(3); };
   try {
     isa();
   } catch (const std::invalid_argument& error) {

@@ -9,7 +9,7 @@ inline uint64_t remainders_read(const Axis& a) {
   return bits;
 }
 
-// to[k] = from[k * step]; up to a vector beyond may be written.
+// to[k] = from[k * step]
 template <class T>
 PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to) {
   if constexpr (sizeof(T) >= 4) {
@@ -17,12 +17,23 @@ PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to)
       constexpr int64_t L = Vec<T>::size;
       for (int64_t left = 2 * count - 1; left > 0; left -= 2 * L, from += 2 * L, to += L) {
         const vec<T> second = left > L ? load_up_to(from + L, left - L) : vec<T>{};
-        store(to, deinterleave<T>(load_up_to(from, left), second).first);
+        store_up_to(to, deinterleave<T>(load_up_to(from, left), second).first, (left + 1) / 2);
       }
       return;
     }
   }
   for (int64_t k = 0; k < count; k++) to[k] = from[k * step];
+}
+
+// How many of `all` lines of `line` pixels to take at a time so that panels of BN pixels, the last of which may be half
+// of one, are as full as can be: at most `most` pixels, at least a line.
+inline int64_t lines_at_a_time(int64_t all, int64_t line, int64_t most, int64_t half) {
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t n = 1; n <= all && (n == 1 || n * line <= most); n++) {
+    const int64_t halves = all / n * divide_up(n * line, half) + divide_up(all % n * line, half);
+    if (halves <= least) best = n, least = halves;
+  }
+  return best;
 }
 
 // A slab is what one thread takes at a time: some rows of output pixels of one image, or several small images.
@@ -42,11 +53,10 @@ struct Im2col {
   Im2col(Layout layout, int64_t N, int64_t C, const Axis& h, const Axis& w, const T* source, const Index4& S,
          int64_t most_pixels)
       : layout(layout), N(N), C(C), h(h), w(w), source(source), S(S) {
-    const int64_t all = h.out * w.out;
-    images = at_least(at_most(most_pixels / at_least(all, 1), N), 1);
-    const int64_t most_rows = images > 1 ? h.out : most_pixels / at_least(w.out, 1);
-    rows = divide_up(h.out, at_least(divide_up(h.out, at_least(most_rows, 1)), 1));  // of equal slabs
-    slabs_per_image = divide_up(h.out, at_least(rows, 1));
+    constexpr int64_t half = Vec<acc_t<T>>::size;
+    rows = lines_at_a_time(h.out, w.out, most_pixels, half);
+    images = rows < h.out ? 1 : lines_at_a_time(N, h.out * w.out, most_pixels, half);
+    slabs_per_image = divide_up(h.out, rows);
 
     const bool nchw = layout == Layout::nchw;
     const auto inside = [](const Axis& a) {
@@ -65,7 +75,7 @@ struct Im2col {
   int64_t taps() const { return h.taps * w.taps * C; }
   int64_t slabs() const { return slabs_per_image * divide_up(N, images); }
   int64_t pixels() const { return images * rows * w.out; }  // of the largest slab
-  int64_t piece_size() const { return in_place ? 0 : images * C * piece_rows * piece_columns + Vec<acc_t<T>>::size; }
+  int64_t piece_size() const { return in_place ? 0 : images * C * piece_rows * piece_columns; }
 
   struct Slab {
     int64_t n, images, oh, rows;

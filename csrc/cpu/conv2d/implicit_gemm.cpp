@@ -1,5 +1,4 @@
 // Instances of implicit_gemm.h for every ISA and storage type, and when to use it.
-#include <cstdlib>
 #include "cpu/conv2d/axis.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/isa.h"

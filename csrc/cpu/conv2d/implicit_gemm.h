@@ -19,17 +19,13 @@ namespace {
 #include "cpu/conv2d/im2col.h"
 #include "cpu/gemm.h"
 
-static const int64_t slab_pixels = getenv("SLAB") ? atoi(getenv("SLAB")) : 448;
-constexpr int64_t least_pixels = 64;    // of a slab, if there is work for several
+constexpr int64_t slab_pixels = 448;  // 112 to 448: no difference beyond noise
+constexpr int64_t most_lanes = 512;   // of a part of w': KC terms of it are 768 KB, of 1 MB of L2
 // A chunk of a weight gradient's sum: adding 256 pixels takes 128 cycles a vector, adding the chunks 1 to 3.
 constexpr int64_t chunk_pixels = 256;
 constexpr int64_t most_sum_bytes = int64_t(32) << 20;  // of all chunks
-constexpr int64_t most_lanes = 512;     // of a part of w': KC terms of it are 512 KB, of 1 MB of L2
-constexpr int64_t item_flops = 2000000, most_items = 8;
+constexpr int64_t most_chunks = 8;
 constexpr int64_t serial_flops = 100000;
-
-// Into how many items to cut: enough for threads to share, none too small to be worth handing out.
-inline int64_t wanted_items(int64_t flops) { return at_most(at_least(flops / item_flops, 1), most_items); }
 
 // An A panel: rows of a matrix at the offsets `row`, an odd last one twice, as tiles have an even number of rows.
 template <class T, class A>
@@ -51,8 +47,8 @@ struct Problem {
   const int64_t* tap;  // offsets of the J terms in U
   int64_t J;
   bool channel_first;  // j is (c, tap), not (tap, c)
-  const T* rows;    // NCHW: weights (G, M, J)
-  const A* panels;  // channels_last: weights (G, M / BN, J + L, BN)
+  const T* rows;       // NCHW: weights (G, M, J)
+  const A* panels;     // channels_last: weights (G, M / BN, J + L, BN)
 
   // BN pixels in NCHW: where they lie in U and in the output.
   struct PixelPanel {
@@ -95,8 +91,8 @@ struct Problem {
     }
     int64_t weight_row[MR];
     for (int64_t i = 0; i < MR; i++) weight_row[i] = i * J;
-    for (int64_t j = 0; j == 0 || j < J; j += KC) {
-      const int64_t terms = at_most(KC, J - j);
+    for (int64_t j = 0; j == 0 || j < J; j += block_of(J)) {
+      const int64_t terms = at_most(block_of(J), J - j);
       const Run all = {0, 0, terms};
       // The channels of these terms if they are apart, while their copy is in L2; else all of them, once.
       const T* at = s.at;
@@ -113,7 +109,7 @@ struct Problem {
         for (int64_t p = 0; p < lane_panels; p++) {
           A* c = s.tile(q * lane_panels + p, J);
           multiply(count, at_most(BN, s.pixels - p * BN), s.a, s.b + p * KC * BN, terms, c, j == 0);
-          if (j + KC >= J) finish_planes(c, s.g, m, count, s.panel[p].out, s.panel[p].outs, s.y + m * O.c);
+          if (j + terms >= J) finish_planes(c, s.g, m, count, s.panel[p].out, s.panel[p].outs, s.y + m * O.c);
         }
       }
     }
@@ -141,8 +137,8 @@ struct Problem {
     const int64_t lane_panels = divide_up(s.channels, BN);
     const RowPanels row_panels = {s.pixels};
     Run runs[KC];
-    for (int64_t j = 0; j == 0 || j < J; j += KC) {
-      const int64_t terms = at_most(KC, J - j), n = runs_of(tap + j, terms, runs);
+    for (int64_t j = 0; j == 0 || j < J; j += block_of(J)) {
+      const int64_t terms = at_most(block_of(J), J - j), n = runs_of(tap + j, terms, runs);
       for (int64_t q = 0; q < row_panels.count(); q++) {
         const int64_t first = row_panels.begin(q), count = row_panels.rows(q);
         pack_rows(s.at, s.pixel + first, count, runs, n, s.a);
@@ -151,7 +147,7 @@ struct Problem {
           const A* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
           A* c = s.tile(q * lane_panels + p, J);
           multiply(count, lanes, s.a, b, terms, c, j == 0);
-          if (j + KC >= J) finish_pixels(c, s.g, m, lanes, s.out + first, count, s.y + m);
+          if (j + terms >= J) finish_pixels(c, s.g, m, lanes, s.out + first, count, s.y + m);
         }
       }
     }
@@ -169,55 +165,51 @@ struct Problem {
     const int64_t P = u.pixels(), slabs = u.slabs(), flops = 2 * P * J * M;
     if (P == 0 || N() == 0) return;
     // Channels are cut if there are few pixels, and in channels_last so that KC terms of a part of w' stay in L2.
-    const int64_t by_work = divide_up(wanted_items(flops * slabs * G), slabs * G);
-    const int64_t parts = at_most(nchw ? by_work : at_least(by_work, divide_up(M, most_lanes)), divide_up(M, BN));
+    const int64_t parts = at_most(at_least(parts_of(slabs * G), nchw ? 1 : divide_up(M, most_lanes)), divide_up(M, BN));
     const int64_t part = round_up(divide_up(M, parts), BN);
 
     const int64_t lane_panels = divide_up(nchw ? P : part, BN), row_panels = RowPanels{nchw ? part : P}.count();
     const int64_t a_size = (MR + 1) * KP, b_size = nchw ? lane_panels * KC * BN + L : 0;
     const int64_t c_size = MR * BN * (J > KC ? lane_panels * row_panels : 1) + BN;
-    parallel_for(slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)), [&](int64_t begin, int64_t end) {
-      Item s = {};
-      s.a = static_cast<A*>(scratch(1, sizeof(A) * (a_size + b_size + c_size) + sizeof(T) * u.piece_size()));
-      s.b = s.a + a_size;
-      s.c = s.b + b_size;
-      s.piece = reinterpret_cast<T*>(s.c + c_size);
-      s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * P));
-      int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
-      for (int64_t item = begin; item < end; item++) {
-        s.slab = u.slab(item / parts / G);
-        s.g = item / parts % G;
-        s.m0 = item % parts * part;
-        s.channels = at_most(part, M - s.m0);
-        s.pixels = s.slab.images * s.slab.rows * u.w.out;
-        if (item == begin || s.m0 == 0) {
-          const bool later = nchw && channel_first && J > KC;
-          if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
-          u.pixel_offsets(s.slab, offsets);
-          output_offsets(s.slab, offsets + P);
-          s.pixel = offsets;
-          s.out = offsets + P;
-          s.y = output + O(s.slab.n, s.g * M, 0, 0);
-        }
-        if (s.channels > 0) nchw ? planes(s) : pixels(s);
-      }
-    });
+    parallel_for(
+        slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)), [&](int64_t begin, int64_t end) {
+          Item s = {};
+          s.a = static_cast<A*>(scratch(1, sizeof(A) * (a_size + b_size + c_size) + sizeof(T) * u.piece_size()));
+          s.b = s.a + a_size;
+          s.c = s.b + b_size;
+          s.piece = reinterpret_cast<T*>(s.c + c_size);
+          s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * P));
+          int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
+          for (int64_t item = begin; item < end; item++) {
+            s.slab = u.slab(item / parts / G);
+            s.g = item / parts % G;
+            s.m0 = item % parts * part;
+            s.channels = at_most(part, M - s.m0);
+            s.pixels = s.slab.images * s.slab.rows * u.w.out;
+            if (item == begin || s.m0 == 0) {
+              const bool later = nchw && channel_first && J > KC;
+              if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
+              u.pixel_offsets(s.slab, offsets);
+              output_offsets(s.slab, offsets + P);
+              s.pixel = offsets;
+              s.out = offsets + P;
+              s.y = output + O(s.slab.n, s.g * M, 0, 0);
+            }
+            if (s.channels > 0) nchw ? planes(s) : pixels(s);
+          }
+        });
   }
   int64_t N() const { return u.N; }
 };
-
-// Pixels of a slab: many enough for the operand on the left to pay, few enough for threads to share.
-inline int64_t pixels_per_slab(int64_t pixels, int64_t flops) {
-  return at_most(at_least(pixels / wanted_items(flops), least_pixels), slab_pixels);
-}
 
 template <class T>
 Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axis& w, const T* source, T* output,
                    const T* bias) {
   const int64_t C = gradient ? s.oc_per_group() : s.ic_per_group(), M = gradient ? s.ic_per_group() : s.oc_per_group();
-  const int64_t pixels = s.N * h.out * w.out * s.G, J = C * h.taps * w.taps;
+  // In channels_last there may be as few pixels as threads need.
+  const int64_t J = C * h.taps * w.taps, share = divide_up(s.N * h.out * w.out, threads());
   const Im2col<T> u(s.layout, s.N, C, h, w, source, gradient ? s.y_index() : s.x_index(),
-                    pixels_per_slab(pixels, 2 * pixels * J * M));
+                    s.layout == Layout::nchw ? slab_pixels : at_most(at_least(share, MR), slab_pixels));
   int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
   const bool channel_first = s.layout == Layout::nchw && !gradient;
   u.tap_offsets(channel_first, tap);
@@ -301,7 +293,8 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
   constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   for (int64_t ph = 0; ph < s.SH; ph++) {
     for (int64_t pw = 0; pw < s.SW; pw++) {
-      const Axis h = phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH), v = phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW);
+      const Axis h = phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH),
+                 v = phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW);
       Problem<T> p = problem<T>(s, true, h, v, dy, dx, nullptr);
       const int64_t channels = s.layout == Layout::nchw ? p.M : round_up(p.M, BN);
       void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(A)) * s.G * channels * (p.J + L));
@@ -333,7 +326,10 @@ struct WeightGradient {
   // Panels of U, which is packed one at a time, and of dy', packed whole for KC pixels.
   int64_t u_panels() const { return nchw() ? RowPanels{J}.count() : divide_up(J, BN); }
   int64_t dy_panels() const { return nchw() ? divide_up(M, BN) : RowPanels{M}.count(); }
-  int64_t dy_panel_size() const { return nchw() ? (KC + L) * BN : MR * KP; }
+  int64_t dy_size() const { return nchw() ? dy_panels() * (KC + L) * BN : (M + L) * KP; }
+  const A* dy_panel(const A* dy, int64_t q) const {
+    return dy + (nchw() ? q * (KC + L) * BN : RowPanels{M}.begin(q) * KP);
+  }
   int64_t sum_size() const { return u_panels() * dy_panels() * MR * BN; }
 
   // Pixels [p, p + terms) of a slab of dy: where they lie, from its image and row on.
@@ -350,25 +346,26 @@ struct WeightGradient {
   }
 
   void pack_dy(const T* from, const Run* runs, int64_t n, int64_t terms, A* to) const {
-    for (int64_t q = 0; q < dy_panels(); q++, to += dy_panel_size()) {
-      if (nchw()) {
-        copy_transposed(from + q * BN * s.OH * s.OW, s.OH * s.OW, at_most(BN, M - q * BN), runs, n, to, BN);
-      } else {  // its pixels follow one another, through the images
-        const RowPanels rows = {M};
-        const Run channels = {rows.begin(q), 0, rows.rows(q)};
-        copy_transposed(from + runs[0].from, s.OC, terms, &channels, 1, to, KP);
+    if (nchw()) {
+      for (int64_t m = 0; m < M; m += BN, to += (KC + L) * BN) {
+        copy_transposed(from + m * s.OH * s.OW, s.OH * s.OW, at_most(BN, M - m), runs, n, to, BN);
+      }
+    } else {  // pixels follow one another through the images; a line of memory holds some channels of each
+      const Run channels = {runs[0].from, 0, M};
+      for (int64_t p = 0; p < terms; p += L) {
+        copy_transposed(from + p * s.OC, s.OC, at_most(L, terms - p), &channels, 1, to + p, KP);
       }
     }
   }
 
   // sum (U panel, dy panel, MR, BN) += the products of one slab.
   void add(const typename Im2col<T>::Slab& slab, const T* at, const T* from, const int64_t* pixel, int64_t begin,
-           int64_t end, A* dy_panel, A* u_panel, A* sum, bool first) const {
+           int64_t end, A* packed_dy, A* u_panel, A* sum, bool first) const {
     const int64_t pixels = slab.images * slab.rows * s.OW;
     Run runs[KC];
-    for (int64_t p = 0; p < pixels; p += KC) {
-      const int64_t terms = at_most(KC, pixels - p);
-      pack_dy(from, runs, dy_runs(slab, p, terms, runs), terms, dy_panel);
+    for (int64_t p = 0; p < pixels; p += block_of(pixels)) {
+      const int64_t terms = at_most(block_of(pixels), pixels - p);
+      pack_dy(from, runs, dy_runs(slab, p, terms, runs), terms, packed_dy);
       const int64_t n = nchw() ? runs_of(pixel + p, terms, runs) : 0;
       for (int64_t i = begin; i < end; i++) {
         const RowPanels u_rows = {J}, dy_rows = {M};
@@ -379,7 +376,7 @@ struct WeightGradient {
         }
         for (int64_t q = 0; q < dy_panels(); q++) {
           A* c = sum + (i * dy_panels() + q) * MR * BN;
-          const A* d = dy_panel + q * dy_panel_size();
+          const A* d = dy_panel(packed_dy, q);
           if (nchw()) {
             multiply(u_rows.rows(i), at_most(BN, M - q * BN), u_panel, d, terms, c, first && p == 0);
           } else {
@@ -421,15 +418,16 @@ struct WeightGradient {
   void run(T* dw) const {
     const int64_t slabs = u.slabs(), P = u.pixels(), flops = 2 * s.N * s.OH * s.OW * J * M;
     const int64_t fit = most_sum_bytes / (s.G * sum_size() * int64_t(sizeof(A)));
-    const int64_t wanted = at_most(wanted_items(flops * s.G), s.N * s.OH * s.OW / chunk_pixels);
+    const int64_t wanted = at_most(s.N * s.OH * s.OW / chunk_pixels, most_chunks);
     const int64_t chunks = at_least(at_most(at_most(wanted, slabs), fit), 1);
-    const int64_t parts = at_most(divide_up(wanted_items(flops * s.G), chunks * s.G), u_panels());
+    const int64_t parts = at_most(parts_of(chunks * s.G), u_panels());
     A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * s.G * sum_size()));
-    const int64_t dy_size = dy_panels() * dy_panel_size() + L * KP, u_size = at_least(KC * BN, MR * KP) + L;
+    const int64_t u_size = at_least(KC * BN, MR * KP) + L;
     parallel_for(chunks * s.G * parts, divide_up(serial_flops, at_least(flops / chunks / parts, 1)),
                  [&](int64_t begin, int64_t end) {
-                   A* dy_panel = static_cast<A*>(scratch(1, sizeof(A) * (dy_size + u_size) + sizeof(T) * u.piece_size()));
-                   A* u_panel = dy_panel + dy_size;
+                   A* packed_dy =
+                       static_cast<A*>(scratch(1, sizeof(A) * (dy_size() + u_size) + sizeof(T) * u.piece_size()));
+                   A* u_panel = packed_dy + dy_size();
                    T* piece = reinterpret_cast<T*>(u_panel + u_size);
                    int64_t* pixel = static_cast<int64_t*>(scratch(3, sizeof(int64_t) * P));
                    for (int64_t item = begin; item < end; item++) {
@@ -442,8 +440,8 @@ struct WeightGradient {
                      for (int64_t i = first; i < last; i++) {
                        const typename Im2col<T>::Slab slab = u.slab(i);
                        u.pixel_offsets(slab, pixel);
-                       add(slab, u.take(slab, g * u.C, c0, c1, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0), pixel,
-                           u0, u1, dy_panel, u_panel, sum, i == first);
+                       add(slab, u.take(slab, g * u.C, c0, c1, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0),
+                           pixel, u0, u1, packed_dy, u_panel, sum, i == first);
                      }
                    }
                  });
