@@ -80,17 +80,21 @@ inline int64_t runs_of(const int64_t* offset, int64_t count, Run* runs, int64_t 
   return n;
 }
 
-// to[r * pitch + column] = at[row[r] + column's offset]; up to a vector beyond the last column of a row becomes zero.
+// to[r * pitch + column] = at[row[r] + column's offset]
 template <class T, class A>
 PYCONV_NOINLINE void copy_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, A* to,
                                int64_t pitch) {
   constexpr int64_t L = Vec<A>::size;
-  for (int64_t r = 0; r < rows; r++, to += pitch) {
-    for (int64_t i = 0; i < n; i++) {
-      const T* from = at + row[r] + runs[i].from;
-      const int64_t count = runs[i].count;
-      A* out = to + runs[i].to;
-      for (int64_t k = 0; k < count; k += L) store(out + k, load_up_to(from + k, count - k));
+  for (int64_t i = 0; i < n; i++) {
+    for (int64_t k = 0; k < runs[i].count; k += L) {  // a vector of each row before the next vector
+      const T* from = at + runs[i].from + k;
+      A* out = to + runs[i].to + k;
+      const int64_t left = runs[i].count - k;
+      if (left >= L) {
+        for (int64_t r = 0; r < rows; r++) store(out + r * pitch, load_wide(from + row[r]));
+      } else {
+        for (int64_t r = 0; r < rows; r++) store_first(out + r * pitch, load_wide_first(from + row[r], left), left);
+      }
     }
   }
 }
