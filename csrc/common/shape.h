@@ -34,6 +34,13 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// What a forward pass makes of its sums: y = act(sum + bias + residual), rounded once.
+struct Epilogue {
+  const void* bias = nullptr;      // (OC,), or null
+  const void* residual = nullptr;  // of y's shape, type and layout, or null
+  bool relu = false;
+};
+
 struct Conv2dShape {
   int64_t N, G;
   int64_t IC, IH, IW;  // x (N, IC, IH, IW)

@@ -306,18 +306,16 @@ void load_columns(const T* from, int64_t pitch, int64_t rows, int64_t columns, A
   _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) store(to + j * to_pitch, r[j]);
 }
 
-// The opposite: the first `rows` lanes of `columns` vectors, from_pitch apart, become rows of `columns` values.
-template <class T, class A>
-void store_columns(const A* from, int64_t from_pitch, T* to, int64_t pitch, int64_t rows, int64_t columns) {
+// The opposite: the first `rows` lanes of `columns` vectors, from_pitch apart, become rows of `columns` values, each
+// stored by finish.store_up_to.
+template <class T, class A, class Finish>
+void store_columns(const A* from, int64_t from_pitch, T* to, int64_t pitch, int64_t rows, int64_t columns,
+                   const Finish& finish) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> r[L];
   _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = load(from + j * from_pitch);
   transpose<A>(r);
-  if (rows >= L && columns >= L) {
-    _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) store_narrow(to + i * pitch, r[i]);
-    return;
-  }
   _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-    if (i < rows) store_up_to(to + i * pitch, r[i], columns);
+    if (i < rows) finish.store_up_to(to + i * pitch, r[i], columns);
   }
 }

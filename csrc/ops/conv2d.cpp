@@ -51,7 +51,7 @@ Tensor conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, 
   const Tensor xd = dense(x, s.layout), wd = dense(w, s.layout);
   const Tensor bd = b ? dense(*b, Layout::nchw) : Tensor();
   Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
-  conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), b ? bd.const_data_ptr() : nullptr, y.mutable_data_ptr(),
+  conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), {b ? bd.const_data_ptr() : nullptr}, y.mutable_data_ptr(),
               algorithm);
   return y;
 }

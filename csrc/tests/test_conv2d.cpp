@@ -1,6 +1,7 @@
 // Every convolution kernel of the list against plain loops in double, over random geometry; no Python, no torch.
 // Small integers, so that every type but bf16 and f16 must be exact, and they to one rounding; but for Winograd, whose
 // transforms round.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -85,14 +86,19 @@ bool same(const char* what, const Typed<T>& got, const std::vector<double>& expe
 template <class T>
 bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
   std::vector<double> x(s.N * s.IC * s.IH * s.IW), w(s.OC * s.ic_per_group() * s.KH * s.KW), b(s.OC);
-  std::vector<double> dy(s.N * s.OC * s.OH * s.OW);
-  for (auto* values : {&x, &w, &b, &dy}) {
+  std::vector<double> dy(s.N * s.OC * s.OH * s.OW), residual(dy.size());
+  for (auto* values : {&x, &w, &b, &dy, &residual}) {
     for (double& v : *values) v = static_cast<double>(draw(-3, 3));
   }
-  const Expected e = plain_loops(s, x, w, b, dy);
-  const Typed<T> tx(x), tw(w), tb(b), tdy(dy);
+  Expected e = plain_loops(s, x, w, b, dy);
+  const bool add = draw(0, 1), relu = draw(0, 1);
+  for (size_t i = 0; i < e.y.size(); i++) {
+    if (add) e.y[i] += residual[i];
+    if (relu) e.y[i] = std::max(e.y[i], 0.0);
+  }
+  const Typed<T> tx(x), tw(w), tb(b), tdy(dy), tresidual(residual);
   Typed<T> y(e.y.size()), dx(e.dx.size()), dw(e.dw.size());
-  conv2d::fwd(s, tx.data(), tw.data(), tb.data(), y.data(), algorithm);
+  conv2d::fwd(s, tx.data(), tw.data(), {tb.data(), add ? tresidual.data() : nullptr, relu}, y.data(), algorithm);
   conv2d::bwd_input(s, tdy.data(), tw.data(), dx.data(), algorithm);
   conv2d::bwd_weight(s, tdy.data(), tx.data(), dw.data(), algorithm);
   const bool exact = algorithm != "winograd";

@@ -8,8 +8,8 @@
 
 namespace pyconv::conv2d {
 
-// Operands are dense in s.layout and of type s.dtype; b may be null; outputs are written whole.
-using Fwd = void(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y);
+// Operands are dense in s.layout and of type s.dtype; outputs are written whole.
+using Fwd = void(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y);
 using BwdInput = void(const Conv2dShape& s, const void* dy, const void* w, void* dx);
 using BwdWeight = void(const Conv2dShape& s, const void* dy, const void* x, void* dw);
 
@@ -22,7 +22,7 @@ struct Kernel {
   BwdWeight* bwd_weight;
 };
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y, const std::string& algorithm);
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm);
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm);
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm);
 

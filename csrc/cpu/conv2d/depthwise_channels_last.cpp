@@ -19,8 +19,8 @@ std::string depthwise_channels_last_why_not(const Conv2dShape& s, Pass, Ask) {
   return "";
 }
 
-void depthwise_channels_last_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_PER_ISA(depthwise_channels_last::fwd)(s, x, w, b, y);
+void depthwise_channels_last_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(depthwise_channels_last::fwd)(s, x, w, e, y);
 }
 
 void depthwise_channels_last_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

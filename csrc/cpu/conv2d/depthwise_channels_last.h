@@ -12,6 +12,8 @@
 namespace depthwise_channels_last {
 namespace {
 
+#include "cpu/conv2d/finish.h"
+
 constexpr int PR = 8;                      // pixels: as many chains of FMAs as hide their latency
 constexpr int TR = 12;                     // taps of a weight gradient; + 1 vector of dy, of 16 or 32 registers
 constexpr int64_t block_most = 4;          // vectors of channels copied together: 256 bytes of every pixel
@@ -41,7 +43,7 @@ struct Cuts {
 // Micro-kernel: y[p] = bias + sum_t x[p * step + off[t]] * w[t] for P neighbouring pixels of one block.
 template <class A, int P>
 PYCONV_NOINLINE void pixel_tile(const A* x, int64_t step, const int64_t* off, int64_t taps, const A* w, const A* bias,
-                                A* y, int64_t y_step) {
+                                A* y, int64_t y_step, Finish<A> finish) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> sum[P];
   _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) sum[p] = vec<A>{};
@@ -50,7 +52,7 @@ PYCONV_NOINLINE void pixel_tile(const A* x, int64_t step, const int64_t* off, in
     const A* at = x + off[t];
     _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) sum[p] += load(at + p * step) * weight;
   }
-  _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) store(y + p * y_step, sum[p] + load(bias));
+  _Pragma("GCC unroll 8") for (int p = 0; p < P; p++) finish.store(y + p * y_step, sum[p] + load(bias));
 }
 
 // Micro-kernel of the weight gradient: sum[t] += dy[p] * x[p * step + off[t]] over `rows` of `columns`.
@@ -95,12 +97,12 @@ void copy_piece(const T* image, int64_t H, int64_t W, int64_t C, int64_t c0, int
 // A row of output pixels of one block; the sums of `columns` pixels.
 template <class A>
 PYCONV_NOINLINE void pixel_row(const A* x, int64_t step, int64_t columns, const int64_t* off, int64_t taps, const A* w,
-                               const A* bias, A* y, int64_t y_step) {
+                               const A* bias, A* y, int64_t y_step, const Finish<A>& finish) {
   const Cuts tiles(columns, PR);
   for (int64_t i = 0; i < tiles.pieces; i++) {
     const int64_t ow = tiles.cut(i);
     with_int<PR>(tiles.cut(i + 1) - ow, [&](auto pixels) {
-      pixel_tile<A, decltype(pixels)::value>(x + ow * step, step, off, taps, w, bias, y + ow * y_step, y_step);
+      pixel_tile<A, decltype(pixels)::value>(x + ow * step, step, off, taps, w, bias, y + ow * y_step, y_step, finish);
     });
   }
 }
@@ -138,7 +140,7 @@ void pack(const T* w, int64_t C, int64_t KW, const Axis& ah, const Axis& aw, int
 }
 
 template <class T>
-void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights, const T* bias, T* output) {
+void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights, const Finish<T>& finish, T* output) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
   const Grid h = height(s, gradient), w = width(s, gradient);
@@ -162,6 +164,9 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
     }
   }
 
+  Finish<A> in_place;  // of rows that are written where they belong
+  if constexpr (sizeof(T) == sizeof(A)) in_place = finish;
+
   const int64_t flops = 2 * band * w.total * h.phases * taps * BV * L / phases;
   parallel_for(s.N * bands * blocks, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
     A* x = static_cast<A*>(scratch(1, sizeof(A) * (BV * piece + w.out() * L)));
@@ -174,7 +179,7 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
       for (int64_t v = v0; v < v0 + here; v++) {
         const int64_t count = at_most(L, C - v * L);
         A wide[L];
-        store(wide, bias ? load_wide_first(bias + v * L, count) : vec<A>{});
+        store(wide, finish.bias ? load_wide_first(finish.bias + v * L, count) : vec<A>{});
         for (int64_t p = 0; p < phases; p++) {
           const Axis ah = h.axis(p / w.phases), aw = w.axis(p % w.phases);
           const A* wp = packed + (p * vectors + v) * taps * L;
@@ -190,14 +195,14 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
             while (first < last && outside(first)) first++;
             while (first < last && outside(last - 1)) last--;
             pixel_row<A>(line, across.step * L, aw.out, off + p * taps + first * aw.taps, (last - first) * aw.taps,
-                         wp + first * aw.taps * L, wide, direct ? reinterpret_cast<A*>(to) : sums,
-                         direct ? to_step : L);
+                         wp + first * aw.taps * L, wide, direct ? reinterpret_cast<A*>(to) : sums, direct ? to_step : L,
+                         direct ? in_place : Finish<A>());
             if (direct) continue;
             for (int64_t i = 0; i < aw.out; i++) {
               if (count == L) {
-                store_narrow(to + i * to_step, load(sums + i * L));
+                finish.store(to + i * to_step, load(sums + i * L));
               } else {
-                store_narrow_first(to + i * to_step, load(sums + i * L), count);
+                finish.store_first(to + i * to_step, load(sums + i * L), count);
               }
             }
           }
@@ -208,13 +213,13 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
 }
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
-  run(s, false, x, w, b, y);
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
+  run<T>(s, false, x, w, {e, y}, y);
 }
 
 template <class T>
 void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  run(s, true, dy, w, static_cast<const T*>(nullptr), dx);
+  run<T>(s, true, dy, w, {}, dx);
 }
 
 // Bands of images are dealt into chunks, each with sums of its own, added at the end in their order: parallel, and the
@@ -278,10 +283,10 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 
 }  // namespace
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto t) {
     using T = decltype(t);
-    fwd(s, (const T*)x, (const T*)w, (const T*)b, (T*)y);
+    fwd(s, (const T*)x, (const T*)w, e, (T*)y);
   });
 }
 

@@ -22,8 +22,8 @@ std::string depthwise_planes_why_not(const Conv2dShape& s, Pass pass, Ask) {
   return "";
 }
 
-void depthwise_planes_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_PER_ISA(depthwise_planes::fwd)(s, x, w, b, y);
+void depthwise_planes_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(depthwise_planes::fwd)(s, x, w, e, y);
 }
 
 void depthwise_planes_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

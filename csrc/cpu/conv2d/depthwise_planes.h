@@ -91,8 +91,8 @@ PYCONV_NOINLINE void multiply_rows(const A* x, const Grid& h, const Grid& w, con
 
 // Channels of a source image, each with taps of its own; S and O index source and output.
 template <class T>
-void run(const Conv2dShape& s, bool gradient, const T* source, const Index4& S, const T* weights, const T* bias,
-         T* output, const Index4& O) {
+void run(const Conv2dShape& s, bool gradient, const T* source, const Index4& S, const T* weights,
+         const Finish<T>& finish, T* output, const Index4& O) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
   const Grid h = height(s, gradient), w = width(s, gradient);
@@ -128,20 +128,21 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const Index4& S, 
           multiply_rows(x + (c - c0) * channel, h, w, planes, phase[p], off + p * s.KW, wide, s.KW, oh, here,
                         y + p * line, pitch);
         }
-        unpack(y, 1, line, pitch, 1, bias ? bias + c : nullptr, h, w, oh, rows, O, output + O(n, c, 0, 0));
+        unpack(y, 1, line, pitch, 1, finish.bias ? finish.bias + c : nullptr, h, w, oh, rows, O, output + O(n, c, 0, 0),
+               finish);
       }
     }
   });
 }
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
-  run(s, false, x, s.x_index(), w, b, y, s.y_index());
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
+  run<T>(s, false, x, s.x_index(), w, {e, y}, y, s.y_index());
 }
 
 template <class T>
 void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  run(s, true, dy, s.y_index(), w, static_cast<const T*>(nullptr), dx, s.x_index());
+  run<T>(s, true, dy, s.y_index(), w, {}, dx, s.x_index());
 }
 
 // Weight gradient of one channel: rows of dy, a tap row apart, stand in the place of channels, so that a vector of x is
@@ -221,10 +222,8 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 
 }  // namespace
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  with_type(s.dtype, [&](auto t) {
-    fwd(s, (const decltype(t)*)x, (const decltype(t)*)w, (const decltype(t)*)b, (decltype(t)*)y);
-  });
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  with_type(s.dtype, [&](auto t) { fwd(s, (const decltype(t)*)x, (const decltype(t)*)w, e, (decltype(t)*)y); });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

@@ -32,8 +32,8 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   return "";
 }
 
-void direct_planes_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_PER_ISA(direct_planes::fwd)(s, x, w, b, y);
+void direct_planes_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(direct_planes::fwd)(s, x, w, e, y);
 }
 
 void direct_planes_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

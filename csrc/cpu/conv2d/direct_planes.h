@@ -86,7 +86,7 @@ struct Problem {
   int64_t most_terms() const { return C * h.kernel * w.kernel; }
 
   template <class Weight>
-  void run(const Weight& weight, const T* bias) const {
+  void run(const Weight& weight, const Finish<T>& finish) const {
     const Cuts channels(M, KR_MAX);
     const int64_t KR_most = at_most(M, KR_MAX), per_channel = h.source_phases * w.source_phases;
     const bool last = O.w != 1;  // channels_last: all channels of a pixel are written together
@@ -136,14 +136,14 @@ struct Problem {
               multiply_flat(group, a.T, off + p * most_terms(), weights, KR, pixels, to, line);
             }
             if (!last) {
-              unpack(y, held, line, planes.pitch, KR, bias ? bias + g * M + m : nullptr, h, w, oh, rows, O,
-                     output + O(n, g * M + m, 0, 0));
+              unpack(y, held, line, planes.pitch, KR, finish.bias ? finish.bias + g * M + m : nullptr, h, w, oh, rows,
+                     O, output + O(n, g * M + m, 0, 0), finish);
             }
           }
         }
         if (last) {
-          unpack(y, held, line, planes.pitch, groups * M, bias ? bias + g0 * M : nullptr, h, w, oh, rows, O,
-                 output + O(n, g0 * M, 0, 0));
+          unpack(y, held, line, planes.pitch, groups * M, finish.bias ? finish.bias + g0 * M : nullptr, h, w, oh, rows,
+                 O, output + O(n, g0 * M, 0, 0), finish);
         }
       }
     });
@@ -175,11 +175,12 @@ struct Problem {
 };
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
   const int64_t C = s.ic_per_group(), M = s.oc_per_group();
   const Index4 W = s.w_index();
   const Problem<T> p = {s.N, s.G, C, M, height(s, false), width(s, false), x, s.x_index(), y, s.y_index()};
-  p.run([&](int64_t g, int64_t oc, int64_t ic, int64_t kh, int64_t kw) { return w[W(g * M + oc, ic, kh, kw)]; }, b);
+  p.run([&](int64_t g, int64_t oc, int64_t ic, int64_t kh, int64_t kw) { return w[W(g * M + oc, ic, kh, kw)]; },
+        {e, y});
 }
 
 template <class T>
@@ -187,8 +188,7 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
   const int64_t C = s.oc_per_group(), M = s.ic_per_group();
   const Index4 W = s.w_index();
   const Problem<T> p = {s.N, s.G, C, M, height(s, true), width(s, true), dy, s.y_index(), dx, s.x_index()};
-  p.run([&](int64_t g, int64_t ic, int64_t oc, int64_t kh, int64_t kw) { return w[W(g * C + oc, ic, kh, kw)]; },
-        static_cast<const T*>(nullptr));
+  p.run([&](int64_t g, int64_t ic, int64_t oc, int64_t kh, int64_t kw) { return w[W(g * C + oc, ic, kh, kw)]; }, {});
 }
 
 // All taps of one group: sums (M, terms, L) += dy x, one band.
@@ -278,10 +278,8 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 
 }  // namespace
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  with_type(s.dtype, [&](auto t) {
-    fwd(s, (const decltype(t)*)x, (const decltype(t)*)w, (const decltype(t)*)b, (decltype(t)*)y);
-  });
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  with_type(s.dtype, [&](auto t) { fwd(s, (const decltype(t)*)x, (const decltype(t)*)w, e, (decltype(t)*)y); });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

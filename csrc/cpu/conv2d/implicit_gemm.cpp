@@ -12,8 +12,8 @@ namespace pyconv::conv2d {
 
 std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
 
-void implicit_gemm_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_PER_ISA(implicit_gemm::fwd)(s, x, w, b, y);
+void implicit_gemm_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(implicit_gemm::fwd)(s, x, w, e, y);
 }
 
 void implicit_gemm_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

@@ -16,6 +16,7 @@
 namespace implicit_gemm {
 namespace {
 
+#include "cpu/conv2d/finish.h"
 #include "cpu/conv2d/im2col.h"
 #include "cpu/gemm.h"
 
@@ -39,7 +40,7 @@ struct Problem {
   int64_t G, M;  // M per group
   T* output;
   Index4 O;
-  const T* bias;
+  Finish<T> finish;
   const int64_t* tap;  // offsets of the J terms in U
   int64_t J;
   bool channel_first;  // j is (c, tap), not (tap, c)
@@ -113,13 +114,13 @@ struct Problem {
 
   void finish_planes(const A* c, int64_t g, int64_t m, int64_t count, const Run* out, int64_t n, T* y) const {
     for (int64_t r = 0; r < count; r++, c += BN, y += O.c) {
-      const vec<A> b = splat<A>(bias ? widen(bias[g * M + m + r]) : A(0));
+      const vec<A> b = splat<A>(finish.bias ? widen(finish.bias[g * M + m + r]) : A(0));
       for (int64_t i = 0; i < n; i++) {
         for (int64_t k = 0; k < out[i].count; k += L) {
           const vec<A> v = load(c + out[i].to + k) + b;
           const int64_t left = out[i].count - k;
           if (u.w.out_step == 1) {
-            store_up_to(y + out[i].from + k, v, left);
+            finish.store_up_to(y + out[i].from + k, v, left);
           } else {
             store_every(y + out[i].from + k * u.w.out_step, u.w.out_step, v, left);
           }
@@ -151,8 +152,8 @@ struct Problem {
 
   void finish_pixels(const A* c, int64_t g, int64_t m, int64_t lanes, const int64_t* out, int64_t count, T* y) const {
     for (int64_t v = 0; v < lanes; v += L) {
-      const vec<A> b = bias ? load_up_to(bias + g * M + m + v, lanes - v) : vec<A>{};
-      for (int64_t r = 0; r < count; r++) store_up_to(y + out[r] + v, load(c + r * BN + v) + b, lanes - v);
+      const vec<A> b = finish.bias ? load_up_to(finish.bias + g * M + m + v, lanes - v) : vec<A>{};
+      for (int64_t r = 0; r < count; r++) finish.store_up_to(y + out[r] + v, load(c + r * BN + v) + b, lanes - v);
     }
   }
 
@@ -200,7 +201,7 @@ struct Problem {
 
 template <class T>
 Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axis& w, const T* source, T* output,
-                   const T* bias) {
+                   const Finish<T>& finish) {
   const int64_t C = gradient ? s.oc_per_group() : s.ic_per_group(), M = gradient ? s.ic_per_group() : s.oc_per_group();
   // In channels_last there may be as few pixels as threads need.
   const int64_t J = C * h.taps * w.taps, share = divide_up(s.N * h.out * w.out, threads());
@@ -209,15 +210,15 @@ Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axi
   int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
   const bool channel_first = s.layout == Layout::nchw && !gradient;
   u.tap_offsets(channel_first, tap);
-  return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), bias, tap, J, channel_first, nullptr, nullptr};
+  return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), finish, tap, J, channel_first, nullptr, nullptr};
 }
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   Problem<T> p = problem<T>(s, false, forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
-                            forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, b);
+                            forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, {e, y});
   p.rows = w;
   if (s.layout == Layout::nhwc) {
     const int64_t J = p.J, M = p.M, blocks = divide_up(M, BN);
@@ -309,7 +310,7 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
       const Axis h = phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH),
                  v = phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW);
       if (gaps && h.taps * v.taps == 0) continue;
-      Problem<T> p = problem<T>(s, true, h, v, dy, dx, nullptr);
+      Problem<T> p = problem<T>(s, true, h, v, dy, dx, {});
       const int64_t channels = s.layout == Layout::nchw ? p.M : round_up(p.M, BN);
       void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(A)) * s.G * channels * (p.J + L));
       if (s.layout == Layout::nchw) {
@@ -328,10 +329,10 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
 
 }  // namespace
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), static_cast<T*>(y));
+    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y));
   });
 }
 

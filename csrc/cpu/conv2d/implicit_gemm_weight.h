@@ -130,7 +130,8 @@ struct WeightGradient {
       const RowPanels rows = {J};
       for (int64_t r = 0; r < rows.rows(i); r += L) {
         for (int64_t m = q * BN; m < at_most(M, (q + 1) * BN); m += L) {
-          store_columns(tile + r * BN + m - q * BN, BN, dw + m * J + rows.begin(i) + r, J, M - m, rows.rows(i) - r);
+          store_columns(tile + r * BN + m - q * BN, BN, dw + m * J + rows.begin(i) + r, J, M - m, rows.rows(i) - r,
+                        Finish<T>());
         }
       }
     } else {

@@ -43,8 +43,8 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
   return "";
 }
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y, const std::string& algorithm) {
-  choose("conv2d", list, s, Pass::fwd, algorithm).fwd(s, x, w, b, y);
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm) {
+  choose("conv2d", list, s, Pass::fwd, algorithm).fwd(s, x, w, e, y);
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm) {

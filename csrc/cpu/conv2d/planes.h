@@ -5,6 +5,8 @@
 // no row needs a branch. A stride splits the image into SH * SW planes of its phases: neighbouring outputs then meet
 // neighbouring pixels. Values are widened on the way.
 
+#include "cpu/conv2d/finish.h"
+
 constexpr int registers = PYCONV_BYTES == 64 ? 32 : 16;
 constexpr int KR_MAX = 6;
 // KR x n accumulators, n vectors of x, one weight; 8 chains of FMAs already hide their latency.
@@ -218,28 +220,28 @@ int64_t groups_per_job(int64_t bytes, int64_t G, int64_t jobs) {
 // Rows of one channel, `row` apart in an NCHW image; the lines of its column phases are `apart` from one another.
 template <class T, class A>
 PYCONV_NOINLINE void unpack_rows(const A* flat, int64_t apart, int64_t pitch, A b, int64_t phases, int64_t count,
-                                 int64_t rows, int64_t row, T* to) {
+                                 int64_t rows, int64_t row, T* to, Finish<T> finish) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t r = 0; r < rows; r++, flat += pitch, to += row) {
     if (phases == 1) {
       int64_t i = 0;
-      for (; i + L <= count; i += L) store_narrow(to + i, load(flat + i) + b);
-      if (i < count) store_narrow_first(to + i, load(flat + i) + b, count - i);
+      for (; i + L <= count; i += L) finish.store(to + i, load(flat + i) + b);
+      if (i < count) finish.store_first(to + i, load(flat + i) + b, count - i);
     } else if (phases == 2) {
       for (int64_t i = 0; i < count; i += 2 * L) {
         const Pair<A> pair = interleave<A>(load(flat + i / 2) + b, load(flat + apart + i / 2) + b);
         if (i + 2 * L <= count) {
-          store_narrow(to + i, pair.first);
-          store_narrow(to + i + L, pair.second);
+          finish.store(to + i, pair.first);
+          finish.store(to + i + L, pair.second);
         } else {
-          store_narrow_first(to + i, pair.first, at_most(count - i, L));
-          if (i + L < count) store_narrow_first(to + i + L, pair.second, count - i - L);
+          finish.store_first(to + i, pair.first, at_most(count - i, L));
+          if (i + L < count) finish.store_first(to + i + L, pair.second, count - i - L);
         }
       }
     } else {
       for (int64_t p = 0; p < phases; p++) {
         const A* from = flat + p * apart;
-        for (int64_t i = 0, at = p; at < count; i++, at += phases) pyconv::store(to + at, from[i] + b);
+        for (int64_t i = 0, at = p; at < count; i++, at += phases) finish.store_one(to + at, from[i] + b);
       }
     }
   }
@@ -249,7 +251,8 @@ PYCONV_NOINLINE void unpack_rows(const A* flat, int64_t apart, int64_t pitch, A 
 // transposed. Reads lines up to a multiple of L.
 template <class T, class A>
 PYCONV_NOINLINE void transpose_rows(const A* lines, int64_t line, int64_t channels, int64_t pitch, const T* bias,
-                                    int64_t columns, int64_t rows, int64_t row, int64_t stride, T* to) {
+                                    int64_t columns, int64_t rows, int64_t row, int64_t stride, T* to,
+                                    Finish<T> finish) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t r = 0; r < rows; r++, lines += pitch, to += row) {
     for (int64_t c = 0; c < channels; c += L) {
@@ -263,9 +266,9 @@ PYCONV_NOINLINE void transpose_rows(const A* lines, int64_t line, int64_t channe
         _Pragma("GCC unroll 16") for (int j = 0; j < L; j++, pixel += stride) {
           if (i + j >= columns) continue;
           if (count >= L) {
-            store_narrow(pixel, block[j] + b);
+            finish.store(pixel, block[j] + b);
           } else {
-            store_narrow_first(pixel, block[j] + b, count);
+            finish.store_first(pixel, block[j] + b, count);
           }
         }
       }
@@ -277,21 +280,21 @@ PYCONV_NOINLINE void transpose_rows(const A* lines, int64_t line, int64_t channe
 // channels, each of rows with a pitch.
 template <class T, class A>
 void unpack(const A* lines, int64_t held, int64_t line, int64_t pitch, int64_t channels, const T* bias, const Grid& h,
-            const Grid& w, int64_t oh, int64_t rows, const Index4& O, T* to) {
+            const Grid& w, int64_t oh, int64_t rows, const Index4& O, T* to, const Finish<T>& finish) {
   for (int64_t p = 0; p < h.phases; p++) {
     const int64_t first = oh * h.phases + p, here = divide_up(at_most(rows * h.phases - p, h.total - first), h.phases);
     const A* phase = lines + p * w.phases * held * line;
     if (O.w == 1) {
       for (int64_t c = 0; c < channels; c++) {
         unpack_rows(phase + c * line, held * line, pitch, bias ? widen(bias[c]) : A(0), w.phases, w.total, here,
-                    h.phases * O.h, to + c * O.c + first * O.h);
+                    h.phases * O.h, to + c * O.c + first * O.h, finish);
       }
       continue;
     }
     for (int64_t q = 0; q < w.phases; q++) {
       transpose_rows(phase + q * held * line, line, channels, pitch, bias,
                      divide_up(at_least(w.total - q, 0), w.phases), here, h.phases * O.h, w.phases * O.w,
-                     to + first * O.h + q * O.w);
+                     to + first * O.h + q * O.w, finish);
     }
   }
 }

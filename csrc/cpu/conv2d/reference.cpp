@@ -20,8 +20,9 @@ int64_t output_of(int64_t i, int64_t k, int64_t stride, int64_t padding, int64_t
 }
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
   const Index4 X = s.x_index(), W = s.w_index(), Y = s.y_index();
+  const T *b = static_cast<const T*>(e.bias), *residual = static_cast<const T*>(e.residual);
   parallel_for(s.N * s.OC, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       const int64_t n = item / s.OC, oc = item % s.OC;
@@ -40,7 +41,8 @@ void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
               }
             }
           }
-          store(&y[Y(n, oc, oh, ow)], sum);
+          if (residual) sum += widen(residual[Y(n, oc, oh, ow)]);
+          store(&y[Y(n, oc, oh, ow)], e.relu && sum < 0 ? 0 : sum);
         }
       }
     }
@@ -107,10 +109,10 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 
 std::string reference_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
 
-void reference_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+void reference_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), static_cast<T*>(y));
+    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y));
   });
 }
 

@@ -10,8 +10,8 @@
 
 namespace pyconv::conv2d {
 
-void winograd_fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
-  PYCONV_PER_ISA(winograd::fwd)(s, x, w, b, y);
+void winograd_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(winograd::fwd)(s, x, w, e, y);
 }
 
 void winograd_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {

@@ -17,6 +17,7 @@
 namespace winograd {
 namespace {
 
+#include "cpu/conv2d/finish.h"
 #include "cpu/conv2d/winograd_transform.h"
 
 constexpr int64_t KC = 64;  // channels of one sum: a sum of 512 in one run errs 2.4 times as much (simulated)
@@ -108,11 +109,11 @@ struct Problem {
   Weights<T> weights;
   int64_t C, M, IH, IW, PH, PW;
   Tiles tiles;
-  const T* x;  // at its group's first channel, as y and bias
+  const T* x;  // at its group's first channel, as y and finish.bias
   Index4 X;
   T* y;
   Index4 Y;
-  const T* bias;
+  Finish<T> finish;
 
   int64_t chunk() const { return at_most(KC, divide_up(C, L) * L); }  // channels of V and U between restarts
   int64_t chunks() const { return divide_up(C, chunk()); }
@@ -148,11 +149,11 @@ struct Problem {
     weights.transform(block * BN, vectors(block), k * chunk(), at_most(chunk(), C - k * chunk()), u, u_plane());
   }
 
-  void finish(int64_t block, int64_t begin, int64_t end, const A* m, A* piece) const {
+  void make_y(int64_t block, int64_t begin, int64_t end, const A* m, A* piece) const {
     const int64_t NV = vectors(block);
     for (int64_t v = 0; v < NV; v++) {
       const int64_t channel = block * BN + v * L, count = at_most(L, M - channel);
-      const vec<A> b = bias ? load_up_to(bias + channel, count) : vec<A>{};
+      const vec<A> b = finish.bias ? load_up_to(finish.bias + channel, count) : vec<A>{};
       for (int64_t t = begin; t < end;) {
         const Run run = tiles.run(t, end);
         const int64_t columns = run.count * tile_step;
@@ -164,8 +165,8 @@ struct Problem {
             _Pragma("GCC unroll 4") for (int s = 0; s < 4; s++) store(to + (r * columns + s) * L, out[r][s] + b);
           }
         }
-        unpack(piece, count, Span{run.oh, 4, tiles.OH}, Span{run.ow, columns, tiles.OW}, y + Y(run.n, channel, 0, 0),
-               Y);
+        unpack(piece, count, Span{run.oh, 4, tiles.OH}, Span{run.ow, columns, tiles.OW}, y + Y(run.n, channel, 0, 0), Y,
+               finish);
         t += run.count;
       }
     }
@@ -188,7 +189,7 @@ struct Problem {
         }
       }
     }
-    finish(block, begin, end, m, piece);
+    make_y(block, begin, end, m, piece);
   }
 
   void run() const {
@@ -222,8 +223,9 @@ struct Problem {
 };
 
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
   const int64_t C = s.ic_per_group(), M = s.oc_per_group();
+  Finish<T> finish(e, y);
   for (int64_t g = 0; g < s.G; g++) {
     const Problem<T> p = {{w + g * M * C * 9, s.layout, C, M, false},
                           C,
@@ -237,8 +239,9 @@ void fwd(const Conv2dShape& s, const T* x, const T* w, const T* b, T* y) {
                           s.x_index(),
                           y + s.y_index()(0, g * M, 0, 0),
                           s.y_index(),
-                          b ? b + g * M : nullptr};
+                          finish};
     p.run();
+    if (finish.bias) finish.bias += M;
   }
 }
 
@@ -258,7 +261,7 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
                           s.y_index(),
                           dx + s.x_index()(0, g * M, 0, 0),
                           s.x_index(),
-                          nullptr};
+                          {}};
     p.run();
   }
 }
@@ -267,10 +270,10 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
 
 }  // namespace
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const void* b, void* y) {
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(b), static_cast<T*>(y));
+    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y));
   });
 }
 

@@ -45,19 +45,19 @@ void pack(const T* image, const Index4& I, int64_t channels, Span h, Span w, A* 
 // The first `channels` channels of piece (h.count, w.count, L) -> the part of the image that exists. Rows of the piece
 // may be read up to L columns beyond their end.
 template <class T, class A>
-void unpack(const A* piece, int64_t channels, Span h, Span w, T* image, const Index4& I) {
+void unpack(const A* piece, int64_t channels, Span h, Span w, T* image, const Index4& I, Finish<T> finish) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t ih = 0; ih < h.end(); ih++, piece += w.count * L) {
     T* to = image + I(0, 0, h.first + ih, w.first);
     if (I.c == 1) {
       for (int64_t iw = 0; iw < w.end(); iw++, to += I.w) {
-        store_up_to(to, load(piece + iw * L), channels);
+        finish.store_up_to(to, load(piece + iw * L), channels);
       }
       continue;
     }
     for (int64_t iw = 0; iw < w.end(); iw += L) {
       const int64_t at = w.end() < L ? iw : at_most(iw, w.end() - L);
-      store_columns(piece + at * L, L, to + at, I.c, channels, at_most(L, w.end() - at));
+      store_columns(piece + at * L, L, to + at, I.c, channels, at_most(L, w.end() - at), finish);
     }
   }
 }
