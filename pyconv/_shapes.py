@@ -122,6 +122,13 @@ def conv2d(
     return x[0], w[0], oh, ow
 
 
+def conv2d_residual(residual: Sequence[int], y: Sequence[int]) -> None:
+    if tuple(residual) != tuple(y):
+        raise ShapeError(
+            f"conv2d_fused: residual must have the output's shape {tuple(y)}, got {tuple(residual)}"
+        )
+
+
 def conv_transpose2d(
     x: Sequence[int],
     w: Sequence[int],

@@ -31,29 +31,46 @@ void require_pair(const char* op, const Tensor& a, const Tensor& b) {
   require(a.scalar_type() == b.scalar_type(), op, "both operands must have one dtype");
 }
 
-void require_output(const char* op, const Conv2dShape& s, const Tensor& dy) {
-  require(dy.size(0) == s.N && dy.size(1) == s.OC && dy.size(2) == s.OH && dy.size(3) == s.OW, op,
-          "dy must have the output's shape");
+void require_output(const char* op, const Conv2dShape& s, const Tensor& t) {
+  require(t.size(0) == s.N && t.size(1) == s.OC && t.size(2) == s.OH && t.size(3) == s.OW, op,
+          "dy and residual must have the output's shape");
+}
+
+// y = act(conv(x, w) + b + residual): both forward ops.
+Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalTensor& b,
+               const OptionalTensor& residual, bool relu, const Geometry& g, const std::string& algorithm) {
+  require_pair(op, x, w);
+  const Conv2dShape s = shape_of(op, x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), w.size(2), w.size(3), g,
+                                 dtype_of(x, op), either(layout_of(x), layout_of(w)));
+  require(w.size(1) == s.ic_per_group(), op, "weight must be (OC, IC/groups, KH, KW)");
+  require(!b || (b->dim() == 1 && b->size(0) == s.OC && b->scalar_type() == x.scalar_type()), op,
+          "bias must be (OC,) of the input's dtype");
+  if (residual) {
+    require_pair(op, x, *residual);
+    require_output(op, s, *residual);
+  }
+
+  const Tensor xd = dense(x, s.layout), wd = dense(w, s.layout);
+  OptionalTensor bd, rd;
+  if (b) bd = dense(*b, Layout::nchw);
+  if (residual) rd = dense(*residual, s.layout);
+  Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
+  const Epilogue e = {bd ? bd->const_data_ptr() : nullptr, rd ? rd->const_data_ptr() : nullptr, relu};
+  conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), e, y.mutable_data_ptr(), algorithm);
+  return y;
 }
 
 }  // namespace
 
-Tensor conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, int64_t SH, int64_t SW, int64_t PH,
-              int64_t PW, int64_t DH, int64_t DW, int64_t G, const std::string& algorithm) {
-  const char* op = "pyconv::conv2d";
-  require_pair(op, x, w);
-  const Conv2dShape s = shape_of(op, x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), w.size(2), w.size(3),
-                                 {SH, SW, PH, PW, DH, DW, G}, dtype_of(x, op), either(layout_of(x), layout_of(w)));
-  require(w.size(1) == s.ic_per_group(), op, "weight must be (OC, IC/groups, KH, KW)");
-  require(!b || (b->dim() == 1 && b->size(0) == s.OC && b->scalar_type() == x.scalar_type()), op,
-          "bias must be (OC,) of the input's dtype");
+Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+              int64_t DH, int64_t DW, int64_t G, const std::string& algorithm) {
+  return forward("pyconv::conv2d", x, w, b, OptionalTensor(), false, {SH, SW, PH, PW, DH, DW, G}, algorithm);
+}
 
-  const Tensor xd = dense(x, s.layout), wd = dense(w, s.layout);
-  const Tensor bd = b ? dense(*b, Layout::nchw) : Tensor();
-  Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
-  conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), {b ? bd.const_data_ptr() : nullptr}, y.mutable_data_ptr(),
-              algorithm);
-  return y;
+Tensor conv2d_fused(const Tensor& x, const Tensor& w, const OptionalTensor& b, const OptionalTensor& residual,
+                    bool relu, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, int64_t G,
+                    const std::string& algorithm) {
+  return forward("pyconv::conv2d_fused", x, w, b, residual, relu, {SH, SW, PH, PW, DH, DW, G}, algorithm);
 }
 
 Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t IW, int64_t SH, int64_t SW, int64_t PH,

@@ -93,27 +93,11 @@ def register(
     The first `tensors` arguments are tensors (or None); the others are plain numbers. `setup` must
     save what backward and jvp read; `backward` returns one gradient per argument.
     """
-    _implement(name, fake)
-    packets = [getattr(torch.ops.pyconv, name), getattr(torch.ops.pyconv, "_" + name)]
-    op, raw = (packet.default for packet in packets)
-
-    def fake_on_one_device(*args: Any) -> Any:
-        devices = {a.device for a in args[:tensors] if a is not None}
-        if len(devices) > 1:
-            raise ShapeError(
-                f"{name}: all tensors must be on one device, got {sorted(map(str, devices))}"
-            )
-        return fake(*args)
-
-    for alias in (name, "_" + name):
-        torch.library.register_fake(f"pyconv::{alias}", fake_on_one_device)
-
+    op, raw = _declare(name, tensors, fake, flops)
     torch.library.register_vmap(f"pyconv::{name}", vmap)
     _library.impl(
         name, _autograd_kernel(name, op, setup, backward, jvp), "Autograd", with_keyset=True
     )
-    if flops is not None:
-        register_flop_formula(packets)(flops)
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = raw(*args)
@@ -134,20 +118,88 @@ def register(
         return raw(*args)
 
     if autocast:
-        for device in ("cpu", "cuda"):
-
-            def cast_and_call(*args: Any, device: str = device) -> Any:
-                with torch._C._ExcludeDispatchKeyGuard(
-                    torch._C.DispatchKeySet(
-                        getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
-                    )
-                ):
-                    return op(*_cast(args, device))
-
-            _library.impl(name, cast_and_call, f"Autocast{device.upper()}")
-
+        _register_autocast(name, op)
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def register_for_inference(
+    name: str,
+    *,
+    tensors: int,
+    fake: Callable[..., Any],
+    vmap: Callable[..., Any],
+    flops: Callable[..., int],
+    instead: str,
+) -> Callable[..., Any]:
+    """As `register`, for an operator without derivatives: wanting one is an error that says what to
+    do `instead`."""
+    op, raw = _declare(name, tensors, fake, flops)
+
+    def refuse() -> None:
+        raise RuntimeError(
+            f"{name}: it has no derivatives, being for inference only, but an argument wants one; {instead}"
+        )
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        wanted = _grad_enabled() and torch._C._any_requires_grad(*args)
+        if wanted or (forward_ad._current_level >= 0 and _any_tangent(args[:tensors])):
+            refuse()
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def call(*args: Any) -> Any:
+        if _compiling() or _transforming() or forward_ad._current_level >= 0:
+            return op(*args)
+        if _grad_enabled():
+            for tensor in args[:tensors]:
+                if tensor is not None and tensor.requires_grad:
+                    refuse()
+        return raw(*args)
+
+    torch.library.register_vmap(f"pyconv::{name}", vmap)
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+    _register_autocast(name, op)
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _declare(
+    name: str, tensors: int, fake: Callable[..., Any], flops: Callable[..., int] | None
+) -> tuple[Any, Any]:
+    """What needs no derivative: kernels, sizes and costs of both names; returns the two ops."""
+    _implement(name, fake)
+    packets = [getattr(torch.ops.pyconv, name), getattr(torch.ops.pyconv, "_" + name)]
+
+    def fake_on_one_device(*args: Any) -> Any:
+        devices = {a.device for a in args[:tensors] if a is not None}
+        if len(devices) > 1:
+            raise ShapeError(
+                f"{name}: all tensors must be on one device, got {sorted(map(str, devices))}"
+            )
+        return fake(*args)
+
+    for alias in (name, "_" + name):
+        torch.library.register_fake(f"pyconv::{alias}", fake_on_one_device)
+    if flops is not None:
+        register_flop_formula(packets)(flops)
+    return packets[0].default, packets[1].default
+
+
+def _register_autocast(name: str, op: Any) -> None:
+    for device in ("cpu", "cuda"):
+
+        def cast_and_call(*args: Any, device: str = device) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(
+                torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+            ):
+                return op(*_cast(args, device))
+
+        _library.impl(name, cast_and_call, f"Autocast{device.upper()}")
+
+
+def _any_tangent(tensors: Sequence[Any]) -> bool:
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _function(name: str, **methods: Callable[..., Any]) -> Any:

@@ -19,6 +19,7 @@ from pyconv._register._core import (
     is_channels_last,
     memory_format,
     register,
+    register_for_inference,
     under_autocast,
 )
 
@@ -30,6 +31,13 @@ def _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm):
     bias = None if b is None else b.shape
     size = _shapes.conv2d(x.shape, w.shape, (sh, sw), (ph, pw), (dh, dw), groups, bias)
     return empty(x, size, memory_format(x, w))
+
+
+def _fake_fused(x, w, b, residual, relu, *rest):
+    y = _fake_fwd(x, w, b, *rest)
+    if residual is not None:
+        _shapes.conv2d_residual(residual.shape, y.shape)
+    return y
 
 
 def _fake_bwd_input(dy, w, ih, iw, sh, sw, ph, pw, dh, dw, groups, channels_last, algorithm):
@@ -170,6 +178,21 @@ def _fwd_vmap(info: Any, in_dims: tuple, x, w, b, sh, sw, ph, pw, dh, dw, groups
     return _from_channels(y, size), 1
 
 
+def _fused_vmap(info: Any, in_dims: tuple, x, w, b, residual, relu, *rest):
+    size, (*geometry, groups, algorithm) = info.batch_size, rest
+    one_weight = in_dims[1] is None and (b is None or in_dims[2] is None)
+    together = (lambda t: t.flatten(0, 1)) if one_weight else _as_channels
+    xs = together(_batch(x, in_dims[0], size))
+    zs = None if residual is None else together(_batch(residual, in_dims[3], size))
+    if one_weight:
+        y = _fused(xs, w, b, zs, relu, *rest)
+        return y.unflatten(0, (size, y.shape[0] // size)), 0
+    ws = _batch(w, in_dims[1], size).flatten(0, 1)
+    bs = None if b is None else _batch(b, in_dims[2], size).flatten()
+    y = _fused(xs, ws, bs, zs, relu, *geometry, groups * size, algorithm)
+    return _from_channels(y, size), 1
+
+
 def _bwd_input_vmap(info: Any, in_dims, dy, w, ih, iw, sh, sw, ph, pw, dh, dw, groups, *rest):
     size = info.batch_size
     if in_dims[1] is None:
@@ -204,6 +227,10 @@ def _fwd_flops(x, w, b, *rest, out_shape, **_) -> int:
     return _flops(out_shape, w[1:])
 
 
+def _fused_flops(x, w, b, residual, relu, *rest, out_shape, **_) -> int:
+    return _flops(out_shape, w[1:])
+
+
 def _bwd_input_flops(dy, w, *rest, out_shape, **_) -> int:
     return _flops(dy, w[1:])
 
@@ -222,6 +249,14 @@ fwd = register(
     vmap=_fwd_vmap,
     flops=_fwd_flops,
     autocast=True,
+)
+_fused = register_for_inference(
+    "conv2d_fused",
+    tensors=4,
+    fake=_fake_fused,
+    vmap=_fused_vmap,
+    flops=_fused_flops,
+    instead="use the model that pyconv.fuse was given, or torch.no_grad()",
 )
 bwd_input = register(
     "conv2d_bwd_input",
@@ -246,6 +281,7 @@ bwd_weight = register(
 )
 
 conv2d = under_autocast(fwd)
+conv2d_fused = under_autocast(_fused)
 _transposed = under_autocast(bwd_input)
 
 

@@ -69,6 +69,56 @@ def conv2d(
     return y if x is input or input.dim() == 4 else y.squeeze(0)
 
 
+def conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    algorithm: str | None = None,
+) -> Tensor:
+    """act(conv2d(input, weight, bias) + residual) in one pass over the output, for inference.
+
+    act is relu or, without it, the identity; a NaN passes it, as it passes torch.relu. The sum is
+    rounded to input's dtype once, at the end.
+
+    Args:
+        residual: of the output's shape and input's dtype, or None.
+        relu: whether negative values become zero.
+        The others, and the result: as `conv2d`.
+
+    Raises:
+        RuntimeError: a gradient is wanted; there is none.
+        ShapeError, ValueError, TypeError: as `conv2d`.
+
+    Source: cuDNN's cudnnConvolutionBiasActivationForward, y = act(conv(x) + z + bias).
+    """
+    try:
+        x = input.unsqueeze(0) if input.dim() == 3 else input
+        z = residual.unsqueeze(0) if residual is not None and residual.dim() == 3 else residual
+        sh, sw = _shapes.pair("conv2d", "stride", stride)
+        dh, dw = _shapes.pair("conv2d", "dilation", dilation)
+        if isinstance(padding, str):
+            x, (ph, pw) = _named_padding(x, weight, padding, (sh, sw), (dh, dw))
+        else:
+            ph, pw = _shapes.pair("conv2d", "padding", padding)
+        y = _conv2d.conv2d_fused(
+            x, weight, bias, z, relu, sh, sw, ph, pw, dh, dw, groups, algorithm or ""
+        )
+    except Exception:
+        size = _check_conv2d(input, weight, bias, stride, padding, dilation, groups, algorithm)
+        same_dtype("conv2d_fused", input, residual=residual)
+        if residual is not None:
+            _shapes.conv2d_residual(residual.shape, size if input.dim() == 4 else size[1:])
+        raise
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
 def _check_conv2d(
     input: Any,
     weight: Any,
@@ -78,7 +128,8 @@ def _check_conv2d(
     dilation: Any,
     groups: Any,
     algorithm: Any,
-) -> None:
+) -> tuple[int, int, int, int]:
+    """Raises what does not fit in words, or returns the output's size."""
     op = "conv2d"
     same_dtype(op, input, weight=weight, bias=bias)
     x = batched(op, input)
@@ -89,8 +140,9 @@ def _check_conv2d(
         x, padding = _named_padding(x, weight, padding, stride, dilation)
     padding = _shapes.pair(op, "padding", padding)
     bias_shape = None if bias is None else bias.shape
-    _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, bias_shape)
+    size = _shapes.conv2d(x.shape, weight.shape, stride, padding, dilation, groups, bias_shape)
     algorithm_name(op, algorithm)
+    return size
 
 
 def _named_padding(

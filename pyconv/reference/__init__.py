@@ -12,6 +12,7 @@ from pyconv.reference.batch_norm import batch_norm_train_bwd as batch_norm_train
 from pyconv.reference.conv2d import conv2d as conv2d
 from pyconv.reference.conv2d import conv2d_bwd_input as conv2d_bwd_input
 from pyconv.reference.conv2d import conv2d_bwd_weight as conv2d_bwd_weight
+from pyconv.reference.conv2d import conv2d_fused as conv2d_fused
 from pyconv.reference.pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
 from pyconv.reference.pool2d import adaptive_avg_pool2d_bwd as adaptive_avg_pool2d_bwd
 from pyconv.reference.pool2d import adaptive_max_pool2d as adaptive_max_pool2d

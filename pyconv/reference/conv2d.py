@@ -41,6 +41,30 @@ def conv2d(
     return y.to(x.dtype).contiguous(memory_format=format_of(x, w))
 
 
+def conv2d_fused(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    groups: int,
+    algorithm: str,
+) -> Tensor:
+    """act(conv2d(x, w, b) + residual), rounded once; act is relu or nothing."""
+    bias = None if b is None else wide(b)
+    y = conv2d(wide(x), wide(w), bias, sh, sw, ph, pw, dh, dw, groups, algorithm)
+    if residual is not None:
+        y = y + wide(residual)
+    y = y.relu() if relu else y
+    return y.to(x.dtype).contiguous(memory_format=format_of(x, w))
+
+
 def conv2d_bwd_input(
     dy: Tensor,
     w: Tensor,
