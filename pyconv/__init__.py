@@ -3,6 +3,7 @@
     from pyconv import ops                  # ops.conv2d(x, w), as torch.nn.functional
     import pyconv.nn as nn                  # nn.Conv2d(3, 64, 3), as torch.nn
     pyconv.convert(model)                   # swap the layers of a model you already have
+    pyconv.fuse(model.eval())               # a copy for inference: one layer for conv + norm + ReLU
     with pyconv.override_torch(): ...       # route torch.nn.functional's calls
     pyconv.grad.conv2d_weight(x, size, dy)  # the gradients as functions, as torch.nn.grad
     pyconv.algorithms("conv2d")             # what can run; algorithm="name" forces one
@@ -20,5 +21,6 @@ from pyconv._explain import explain as explain
 from pyconv._shapes import ShapeError as ShapeError
 from pyconv.convert import convert as convert
 from pyconv.convert import revert as revert
+from pyconv.fuse import fuse as fuse
 from pyconv.ops._algorithms import algorithms as algorithms
 from pyconv.override import override_torch as override_torch

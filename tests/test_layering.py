@@ -95,6 +95,9 @@ MAY_IMPORT = {
     "nn": {"ops"},
     "override": {"ops"},
     "convert": {"nn", "ops"},
+    "_tracing": {"nn", "ops"},
+    "_chains": {"_tracing", "nn", "ops"},
+    "fuse": {"_chains", "_tracing", "convert", "nn"},
     "models": {"nn"},
     "data": set(),
 }

@@ -13,11 +13,14 @@ from pyconv.nn._algorithm import AlgorithmMixin
 class Conv2d(AlgorithmMixin, torch.nn.Conv2d):
     """torch.nn.Conv2d on pyconv.ops: (N, IC, IH, IW) -> (N, OC, OH, OW)."""
 
+    def _padded(self, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:
+        """The input and what padding is left: the kernels pad with zeros, F.pad with anything else."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: str | int | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":  # the kernels pad with zeros, F.pad with anything else
-            input = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+        input, padding = self._padded(input)
         return ops.conv2d(
             input,
             weight,
