@@ -4,6 +4,7 @@
     import pyconv.nn as nn                  # nn.Conv2d(3, 64, 3), as torch.nn
     pyconv.convert(model)                   # swap the layers of a model you already have
     pyconv.fuse(model.eval())               # a copy for inference: one layer for conv + norm + ReLU
+    pyconv.prepack(model)                   # keep weights in the order in which kernels read them
     with pyconv.override_torch(): ...       # route torch.nn.functional's calls
     pyconv.grad.conv2d_weight(x, size, dy)  # the gradients as functions, as torch.nn.grad
     pyconv.algorithms("conv2d")             # what can run; algorithm="name" forces one
@@ -24,3 +25,4 @@ from pyconv.convert import revert as revert
 from pyconv.fuse import fuse as fuse
 from pyconv.ops._algorithms import algorithms as algorithms
 from pyconv.override import override_torch as override_torch
+from pyconv.prepack import prepack as prepack

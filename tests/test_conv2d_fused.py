@@ -176,7 +176,7 @@ def test_the_same_bits_for_any_number_of_threads(algorithm):
 
 def test_plain_pytorch_reference_says_the_same():
     x, w, b, residual = operands(CASE, torch.float64)
-    y = reference.conv2d_fused(x, w, b, residual, True, 1, 1, 1, 1, 1, 1, 1, "")
+    y = reference.conv2d_fused(x, w, b, residual, True, 1, 1, 1, 1, 1, 1, 1, None, "")
     torch.testing.assert_close(y, in_steps(x, w, b, residual, True, padding=1))
 
 
@@ -219,7 +219,7 @@ def test_a_wanted_gradient_is_refused(which):
     with pytest.raises(RuntimeError, match=r"inference only.*pyconv\.fuse"):
         ops.conv2d_fused(*tensors, True, **CASE.arguments)
     with pytest.raises(RuntimeError, match="inference only"):
-        torch.ops.pyconv.conv2d_fused(*tensors, True, 1, 1, 1, 1, 1, 1, 1, "")
+        torch.ops.pyconv.conv2d_fused(*tensors, True, 1, 1, 1, 1, 1, 1, 1, None, "")
     with torch.no_grad():
         ops.conv2d_fused(*tensors, True, **CASE.arguments)
     with torch.inference_mode():
@@ -244,7 +244,7 @@ def test_a_wanted_tangent_is_refused():
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 def test_opcheck(layout):
     x, w, b, residual = operands(CASE, layout=layout)
-    geometry = (1, 1, 1, 1, 1, 1, 1, "")
+    geometry = (1, 1, 1, 1, 1, 1, 1, None, "")
     for arguments in ((x, w, b, residual, True), (x, w, None, None, False)):
         torch.library.opcheck(torch.ops.pyconv.conv2d_fused.default, (*arguments, *geometry))
 

@@ -98,6 +98,7 @@ MAY_IMPORT = {
     "_tracing": {"nn", "ops"},
     "_chains": {"_tracing", "nn", "ops"},
     "fuse": {"_chains", "_tracing", "convert", "nn"},
+    "prepack": {"nn"},
     "models": {"nn"},
     "data": set(),
 }

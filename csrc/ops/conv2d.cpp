@@ -36,13 +36,19 @@ void require_output(const char* op, const Conv2dShape& s, const Tensor& t) {
           "dy and residual must have the output's shape");
 }
 
-// y = act(conv(x, w) + b + residual): both forward ops.
-Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalTensor& b,
-               const OptionalTensor& residual, bool relu, const Geometry& g, const std::string& algorithm) {
+Conv2dShape forward_shape(const char* op, const Tensor& x, const Tensor& w, const Geometry& g) {
   require_pair(op, x, w);
   const Conv2dShape s = shape_of(op, x.size(0), x.size(1), x.size(2), x.size(3), w.size(0), w.size(2), w.size(3), g,
                                  dtype_of(x, op), either(layout_of(x), layout_of(w)));
   require(w.size(1) == s.ic_per_group(), op, "weight must be (OC, IC/groups, KH, KW)");
+  return s;
+}
+
+// y = act(conv(x, w) + b + residual): both forward ops.
+Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalTensor& b,
+               const OptionalTensor& residual, bool relu, const Geometry& g, const OptionalTensor& packed,
+               const std::string& algorithm) {
+  const Conv2dShape s = forward_shape(op, x, w, g);
   require(!b || (b->dim() == 1 && b->size(0) == s.OC && b->scalar_type() == x.scalar_type()), op,
           "bias must be (OC,) of the input's dtype");
   if (residual) {
@@ -56,7 +62,13 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
   if (residual) rd = dense(*residual, s.layout);
   Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
   const Epilogue e = {bd ? bd->const_data_ptr() : nullptr, rd ? rd->const_data_ptr() : nullptr, relu};
-  conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), e, y.mutable_data_ptr(), algorithm);
+  if (packed) {
+    require(packed->scalar_type() == ScalarType::Byte && packed->is_contiguous(), op, "packed must be conv2d_pack's");
+    conv2d::fwd_packed(s, xd.const_data_ptr(), wd.const_data_ptr(), packed->const_data_ptr(), packed->numel(), e,
+                       y.mutable_data_ptr(), algorithm);
+  } else {
+    conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), e, y.mutable_data_ptr(), algorithm);
+  }
   return y;
 }
 
@@ -64,13 +76,23 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
               int64_t DH, int64_t DW, int64_t G, const std::string& algorithm) {
-  return forward("pyconv::conv2d", x, w, b, OptionalTensor(), false, {SH, SW, PH, PW, DH, DW, G}, algorithm);
+  return forward("pyconv::conv2d", x, w, b, OptionalTensor(), false, {SH, SW, PH, PW, DH, DW, G}, OptionalTensor(),
+                 algorithm);
 }
 
 Tensor conv2d_fused(const Tensor& x, const Tensor& w, const OptionalTensor& b, const OptionalTensor& residual,
                     bool relu, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, int64_t G,
-                    const std::string& algorithm) {
-  return forward("pyconv::conv2d_fused", x, w, b, residual, relu, {SH, SW, PH, PW, DH, DW, G}, algorithm);
+                    const OptionalTensor& packed, const std::string& algorithm) {
+  return forward("pyconv::conv2d_fused", x, w, b, residual, relu, {SH, SW, PH, PW, DH, DW, G}, packed, algorithm);
+}
+
+Tensor conv2d_pack(const Tensor& x, const Tensor& w, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,
+                   int64_t DW, int64_t G, const std::string& algorithm) {
+  const Conv2dShape s = forward_shape("pyconv::conv2d_pack", x, w, {SH, SW, PH, PW, DH, DW, G});
+  const Tensor wd = dense(w, s.layout);
+  Tensor packed = empty(conv2d::packed_bytes(s, algorithm), 1, 1, 1, Layout::nchw, ScalarType::Byte, w);
+  if (packed.numel() > 0) conv2d::pack(s, wd.const_data_ptr(), packed.mutable_data_ptr(), algorithm);
+  return packed;
 }
 
 Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t IW, int64_t SH, int64_t SW, int64_t PH,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _shapes
+from pyconv import _native, _shapes
 from pyconv._register._core import (
     empty,
     format_of,
@@ -33,8 +33,8 @@ def _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm):
     return empty(x, size, memory_format(x, w))
 
 
-def _fake_fused(x, w, b, residual, relu, *rest):
-    y = _fake_fwd(x, w, b, *rest)
+def _fake_fused(x, w, b, residual, relu, sh, sw, ph, pw, dh, dw, groups, packed, algorithm):
+    y = _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm)
     if residual is not None:
         _shapes.conv2d_residual(residual.shape, y.shape)
     return y
@@ -179,7 +179,7 @@ def _fwd_vmap(info: Any, in_dims: tuple, x, w, b, sh, sw, ph, pw, dh, dw, groups
 
 
 def _fused_vmap(info: Any, in_dims: tuple, x, w, b, residual, relu, *rest):
-    size, (*geometry, groups, algorithm) = info.batch_size, rest
+    size, (*geometry, groups, _, algorithm) = info.batch_size, rest
     one_weight = in_dims[1] is None and (b is None or in_dims[2] is None)
     together = (lambda t: t.flatten(0, 1)) if one_weight else _as_channels
     xs = together(_batch(x, in_dims[0], size))
@@ -189,7 +189,7 @@ def _fused_vmap(info: Any, in_dims: tuple, x, w, b, residual, relu, *rest):
         return y.unflatten(0, (size, y.shape[0] // size)), 0
     ws = _batch(w, in_dims[1], size).flatten(0, 1)
     bs = None if b is None else _batch(b, in_dims[2], size).flatten()
-    y = _fused(xs, ws, bs, zs, relu, *geometry, groups * size, algorithm)
+    y = _fused(xs, ws, bs, zs, relu, *geometry, groups * size, None, algorithm)
     return _from_channels(y, size), 1
 
 
@@ -282,6 +282,16 @@ bwd_weight = register(
 
 conv2d = under_autocast(fwd)
 conv2d_fused = under_autocast(_fused)
+
+
+def pack(x: Tensor, w: Tensor, geometry: tuple[int, ...], algorithm: str) -> Tensor | None:
+    """w in the order of the kernel that would run, for conv2d_fused's `packed`; None if it has none."""
+    if _native.lib is None:
+        return None
+    packed = torch.ops.pyconv._conv2d_pack.default(x, w, *geometry, algorithm)
+    return packed if packed.numel() else None
+
+
 _transposed = under_autocast(bwd_input)
 
 

@@ -8,10 +8,13 @@ from torch.nn.functional import pad
 
 from pyconv import ops
 from pyconv.nn._algorithm import AlgorithmMixin
+from pyconv.nn._packed import PackedWeight
 
 
 class Conv2d(AlgorithmMixin, torch.nn.Conv2d):
     """torch.nn.Conv2d on pyconv.ops: (N, IC, IH, IW) -> (N, OC, OH, OW)."""
+
+    packed_weight: PackedWeight | None = None  # set by pyconv.prepack
 
     def _padded(self, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:
         """The input and what padding is left: the kernels pad with zeros, F.pad with anything else."""
@@ -21,6 +24,22 @@ class Conv2d(AlgorithmMixin, torch.nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._padded(input)
+        if self.packed_weight is not None and weight is self._parameters.get("weight"):
+            packed = self.packed_weight.of(self, input, padding, bias)
+            if packed is not None:
+                return ops.conv2d_fused(
+                    input,
+                    weight,
+                    bias,
+                    None,
+                    False,
+                    self.stride,
+                    padding,
+                    self.dilation,
+                    self.groups,
+                    packed=packed,
+                    algorithm=self.algorithm,
+                )
         return ops.conv2d(
             input,
             weight,

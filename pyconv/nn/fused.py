@@ -60,6 +60,9 @@ class FusedConv2d(Conv2d):
         return self._fused(x, residual, self.relu, padding)
 
     def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, padding: Any) -> Tensor:
+        packed = None
+        if self.packed_weight is not None:
+            packed = self.packed_weight.of(self, x, padding, self.bias, residual)
         return ops.conv2d_fused(
             x,
             self.weight,
@@ -70,6 +73,7 @@ class FusedConv2d(Conv2d):
             padding,
             self.dilation,
             self.groups,
+            packed=packed,
             algorithm=self.algorithm,
         )
 

@@ -3,6 +3,7 @@
 from pyconv.ops.batch_norm import batch_norm as batch_norm
 from pyconv.ops.conv2d import conv2d as conv2d
 from pyconv.ops.conv2d import conv2d_fused as conv2d_fused
+from pyconv.ops.conv2d import conv2d_pack as conv2d_pack
 from pyconv.ops.conv2d import conv_transpose2d as conv_transpose2d
 from pyconv.ops.pool2d import adaptive_avg_pool2d as adaptive_avg_pool2d
 from pyconv.ops.pool2d import adaptive_max_pool2d as adaptive_max_pool2d

@@ -80,6 +80,7 @@ def conv2d_fused(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    packed: Tensor | None = None,
     algorithm: str | None = None,
 ) -> Tensor:
     """act(conv2d(input, weight, bias) + residual) in one pass over the output, for inference.
@@ -90,6 +91,8 @@ def conv2d_fused(
     Args:
         residual: of the output's shape and input's dtype, or None.
         relu: whether negative values become zero.
+        packed: what `conv2d_pack` made of this weight, or None. It is left aside where it does not
+            fit: other geometry, dtype or layout, another kernel, another weight.
         The others, and the result: as `conv2d`.
 
     Raises:
@@ -108,7 +111,7 @@ def conv2d_fused(
         else:
             ph, pw = _shapes.pair("conv2d", "padding", padding)
         y = _conv2d.conv2d_fused(
-            x, weight, bias, z, relu, sh, sw, ph, pw, dh, dw, groups, algorithm or ""
+            x, weight, bias, z, relu, sh, sw, ph, pw, dh, dw, groups, packed, algorithm or ""
         )
     except Exception:
         size = _check_conv2d(input, weight, bias, stride, padding, dilation, groups, algorithm)
@@ -117,6 +120,40 @@ def conv2d_fused(
             _shapes.conv2d_residual(residual.shape, size if input.dim() == 4 else size[1:])
         raise
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def conv2d_pack(
+    input: Tensor,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    algorithm: str | None = None,
+) -> Tensor | None:
+    """The weight in the order of the kernel that conv2d runs for inputs like this, made once.
+
+    Returns:
+        Bytes to hand to `conv2d_fused` as `packed`, valid until the weight changes; None where the
+        kernel reads the weight as it is, or where packing would not pay.
+
+    Raises:
+        ShapeError, ValueError, TypeError: as `conv2d`.
+    """
+    try:
+        x = input.unsqueeze(0) if input.dim() == 3 else input
+        sh, sw = _shapes.pair("conv2d", "stride", stride)
+        dh, dw = _shapes.pair("conv2d", "dilation", dilation)
+        if isinstance(padding, str):
+            x, (ph, pw) = _named_padding(x, weight, padding, (sh, sw), (dh, dw))
+        else:
+            ph, pw = _shapes.pair("conv2d", "padding", padding)
+        geometry = (sh, sw, ph, pw, dh, dw, groups)
+        return _conv2d.pack(x.detach(), weight.detach(), geometry, algorithm or "")
+    except Exception:
+        _check_conv2d(input, weight, None, stride, padding, dilation, groups, algorithm)
+        raise
 
 
 def _check_conv2d(

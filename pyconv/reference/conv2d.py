@@ -54,9 +54,10 @@ def conv2d_fused(
     dh: int,
     dw: int,
     groups: int,
+    packed: Tensor | None,
     algorithm: str,
 ) -> Tensor:
-    """act(conv2d(x, w, b) + residual), rounded once; act is relu or nothing."""
+    """act(conv2d(x, w, b) + residual), rounded once; act is relu or nothing. `packed` is w again."""
     bias = None if b is None else wide(b)
     y = conv2d(wide(x), wide(w), bias, sh, sw, ph, pw, dh, dw, groups, algorithm)
     if residual is not None:

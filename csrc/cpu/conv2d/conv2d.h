@@ -13,6 +13,14 @@ using Fwd = void(const Conv2dShape& s, const void* x, const void* w, const Epilo
 using BwdInput = void(const Conv2dShape& s, const void* dy, const void* w, void* dx);
 using BwdWeight = void(const Conv2dShape& s, const void* dy, const void* x, void* dw);
 
+// Weights in the order in which a kernel reads them, made once for many calls. It depends on the instruction set, the
+// type, the layout and the weight's own shape, not on the image.
+struct Packing {
+  int64_t (*bytes)(const Conv2dShape&) = nullptr;  // 0 where it would not pay
+  void (*pack)(const Conv2dShape&, const void* w, void* packed) = nullptr;
+  Fwd* fwd = nullptr;  // takes what pack wrote in the place of w
+};
+
 struct Kernel {
   const char* name;
   const char* source;  // file, relative to the repository
@@ -20,11 +28,19 @@ struct Kernel {
   Fwd* fwd;
   BwdInput* bwd_input;
   BwdWeight* bwd_weight;
+  Packing packing = {};
 };
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm);
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm);
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm);
+
+// What pack() writes for the kernel that runs, a header included; 0: it has no packed form, or none that pays.
+int64_t packed_bytes(const Conv2dShape& s, const std::string& algorithm);
+void pack(const Conv2dShape& s, const void* w, void* packed, const std::string& algorithm);
+// As fwd. `packed` helps where it was made of this w for the kernel that runs, and is left aside anywhere else.
+void fwd_packed(const Conv2dShape& s, const void* x, const void* w, const void* packed, int64_t bytes,
+                const Epilogue& e, void* y, const std::string& algorithm);
 
 std::vector<std::string> algorithms();
 std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what);
@@ -65,5 +81,8 @@ std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask);
 Fwd implicit_gemm_fwd;
 BwdInput implicit_gemm_bwd_input;
 BwdWeight implicit_gemm_bwd_weight;
+int64_t implicit_gemm_packed_bytes(const Conv2dShape&);
+void implicit_gemm_pack(const Conv2dShape&, const void* w, void* packed);
+Fwd implicit_gemm_fwd_packed;
 
 }  // namespace pyconv::conv2d

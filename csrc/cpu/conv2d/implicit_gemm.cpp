@@ -16,6 +16,16 @@ void implicit_gemm_fwd(const Conv2dShape& s, const void* x, const void* w, const
   PYCONV_PER_ISA(implicit_gemm::fwd)(s, x, w, e, y);
 }
 
+int64_t implicit_gemm_packed_bytes(const Conv2dShape& s) { return PYCONV_PER_ISA(implicit_gemm::packed_bytes)(s); }
+
+void implicit_gemm_pack(const Conv2dShape& s, const void* w, void* packed) {
+  PYCONV_PER_ISA(implicit_gemm::pack)(s, w, packed);
+}
+
+void implicit_gemm_fwd_packed(const Conv2dShape& s, const void* x, const void* packed, const Epilogue& e, void* y) {
+  PYCONV_PER_ISA(implicit_gemm::fwd_packed)(s, x, packed, e, y);
+}
+
 void implicit_gemm_bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
   PYCONV_PER_ISA(implicit_gemm::bwd_input)(s, dy, w, dx);
 }

@@ -213,24 +213,38 @@ Problem<T> problem(const Conv2dShape& s, bool gradient, const Axis& h, const Axi
   return {u, s.G, M, output, gradient ? s.x_index() : s.y_index(), finish, tap, J, channel_first, nullptr, nullptr};
 }
 
+// w' (G, OC / BN, J + L, BN) of channels_last. NCHW reads w where it lies.
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
+int64_t packed_size(const Conv2dShape& s) {
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
+  return s.G * divide_up(s.oc_per_group(), BN) * (s.ic_per_group() * s.KH * s.KW + L) * BN;
+}
+
+template <class T>
+void pack(const Conv2dShape& s, const T* w, acc_t<T>* panels) {
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
+  const int64_t J = s.ic_per_group() * s.KH * s.KW, M = s.oc_per_group(), blocks = divide_up(M, BN);
+  parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t m = i % blocks * BN;
+      const Run all = {0, 0, J};
+      copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panels + i * (J + L) * BN, BN);
+    }
+  });
+}
+
+// `panels` may be null: made for this call.
+template <class T>
+void fwd(const Conv2dShape& s, const T* x, const T* w, const acc_t<T>* panels, const Epilogue& e, T* y) {
   using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   Problem<T> p = problem<T>(s, false, forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
                             forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, {e, y});
   p.rows = w;
-  if (s.layout == Layout::nhwc) {
-    const int64_t J = p.J, M = p.M, blocks = divide_up(M, BN);
-    A* panels = static_cast<A*>(scratch(0, sizeof(A) * s.G * blocks * (J + L) * BN));
-    parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t m = i % blocks * BN;
-        const Run all = {0, 0, J};
-        copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panels + i * (J + L) * BN, BN);
-      }
-    });
-    p.panels = panels;
+  p.panels = panels;
+  if (s.layout == Layout::nhwc && !panels) {
+    A* made = static_cast<A*>(scratch(0, sizeof(A) * packed_size<T>(s)));
+    pack(s, w, made);
+    p.panels = made;
   }
   p.run();
 }
@@ -332,7 +346,28 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd(s, static_cast<const T*>(x), static_cast<const T*>(w), e, static_cast<T*>(y));
+    fwd<T>(s, static_cast<const T*>(x), static_cast<const T*>(w), nullptr, e, static_cast<T*>(y));
+  });
+}
+
+int64_t packed_bytes(const Conv2dShape& s) {
+  if (s.layout == Layout::nchw) return 0;
+  int64_t bytes = 0;
+  with_type(s.dtype, [&](auto type) { bytes = sizeof(acc_t<decltype(type)>) * packed_size<decltype(type)>(s); });
+  return bytes;
+}
+
+void pack(const Conv2dShape& s, const void* w, void* packed) {
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    pack(s, static_cast<const T*>(w), static_cast<acc_t<T>*>(packed));
+  });
+}
+
+void fwd_packed(const Conv2dShape& s, const void* x, const void* packed, const Epilogue& e, void* y) {
+  with_type(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    fwd<T>(s, static_cast<const T*>(x), nullptr, static_cast<const acc_t<T>*>(packed), e, static_cast<T*>(y));
   });
 }
 

@@ -2,6 +2,9 @@
 #include "cpu/conv2d/conv2d.h"
 
 #include <cstdlib>
+#include <cstring>
+
+#include "cpu/isa.h"
 
 namespace pyconv::conv2d {
 namespace {
@@ -12,7 +15,7 @@ constexpr Kernel list[] = {
     {"depthwise_channels_last", "csrc/cpu/conv2d/depthwise_channels_last.h", depthwise_channels_last_why_not, depthwise_channels_last_fwd, depthwise_channels_last_bwd_input, depthwise_channels_last_bwd_weight},
     {"depthwise_planes", "csrc/cpu/conv2d/depthwise_planes.h", depthwise_planes_why_not, depthwise_planes_fwd, depthwise_planes_bwd_input, depthwise_planes_bwd_weight},
     {"direct_planes", "csrc/cpu/conv2d/direct_planes.h", direct_planes_why_not, direct_planes_fwd, direct_planes_bwd_input, direct_planes_bwd_weight},
-    {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight},
+    {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight, {implicit_gemm_packed_bytes, implicit_gemm_pack, implicit_gemm_fwd_packed}},
     {"reference",     "csrc/cpu/conv2d/reference.cpp",   reference_why_not,     reference_fwd,     reference_bwd_input,     reference_bwd_weight},
 };
 // clang-format on
@@ -45,6 +48,69 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm) {
   choose("conv2d", list, s, Pass::fwd, algorithm).fwd(s, x, w, e, y);
+}
+
+namespace {
+
+// What stands before packed weights: what they were made of and for. The sample notices most changes of w that nobody
+// reported, and costs 16 loads.
+struct PackedHeader {
+  int64_t kernel, isa, dtype, layout, G, OC, IC, KH, KW;
+  uint64_t sample;
+  int64_t bytes[6];  // of all; and room up to two cache lines
+};
+static_assert(sizeof(PackedHeader) == 128, "packed weights start at a cache line");
+
+uint64_t sample_of(const Conv2dShape& s, const void* w) {
+  const int64_t count = s.OC * s.ic_per_group() * s.KH * s.KW, size = size_of(s.dtype);
+  uint64_t hash = 1469598103934665603u;  // FNV-1a, a value at a time
+  for (int64_t i = 0; i < 16; i++) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, static_cast<const char*>(w) + i * (count - 1) / 15 * size, size);
+    hash = (hash ^ bits) * 1099511628211u;
+  }
+  return hash;
+}
+
+PackedHeader header_of(const Kernel& kernel, const Conv2dShape& s, const void* w) {
+  return {&kernel - list,
+          static_cast<int64_t>(isa()),
+          static_cast<int64_t>(s.dtype),
+          static_cast<int64_t>(s.layout),
+          s.G,
+          s.OC,
+          s.IC,
+          s.KH,
+          s.KW,
+          sample_of(s, w),
+          {kernel.packing.bytes(s) + int64_t(sizeof(PackedHeader))}};
+}
+
+}  // namespace
+
+int64_t packed_bytes(const Conv2dShape& s, const std::string& algorithm) {
+  const Packing& packing = choose("conv2d", list, s, Pass::fwd, algorithm).packing;
+  const int64_t bytes = packing.bytes ? packing.bytes(s) : 0;
+  return bytes ? bytes + sizeof(PackedHeader) : 0;
+}
+
+void pack(const Conv2dShape& s, const void* w, void* packed, const std::string& algorithm) {
+  const Kernel& kernel = choose("conv2d", list, s, Pass::fwd, algorithm);
+  const PackedHeader header = header_of(kernel, s, w);
+  std::memcpy(packed, &header, sizeof header);
+  kernel.packing.pack(s, w, static_cast<PackedHeader*>(packed) + 1);
+}
+
+void fwd_packed(const Conv2dShape& s, const void* x, const void* w, const void* packed, int64_t bytes,
+                const Epilogue& e, void* y, const std::string& algorithm) {
+  const Kernel& kernel = choose("conv2d", list, s, Pass::fwd, algorithm);
+  if (kernel.packing.fwd && bytes >= int64_t(sizeof(PackedHeader))) {
+    const PackedHeader header = header_of(kernel, s, w);
+    if (header.bytes[0] == bytes && std::memcmp(packed, &header, sizeof header) == 0) {
+      return kernel.packing.fwd(s, x, static_cast<const PackedHeader*>(packed) + 1, e, y);
+    }
+  }
+  kernel.fwd(s, x, w, e, y);
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm) {

@@ -7,7 +7,8 @@
 //           accumulators, which start anew every KC channels to bound the growth of the error.
 //           Many tiles: U made first, once. Few tiles: one block, U made where it is used, and used once
 // Cost      2*N*OC*OH*OW*IC*9 / 4 flops in the products (tiles beyond the border wasted), transforms beside them
-//           workspace: per thread one block of V and M; U, 4 times the weights, where there are many tiles
+//           workspace: per thread one block of V and M; U, 4 times the weights, where there are many tiles. U is not
+//           kept between calls: reading it costs more than making it (ResNet-20 at batch 1 took 1.3 times as long)
 // Limits    3x3, stride 1, dilation 1. Rounds differently from a direct sum: the error is a few times larger, and an
 //           inf or NaN spreads over its 4 x 4 tile. pyconv.backends.allow_winograd forbids it
 //           F(2x2) and F(6x6) are not here: a prototype on ResNet and VGG layers (2 threads of Zen 4) was 1.35 to 1.97,
