@@ -102,6 +102,15 @@ bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
   conv2d::bwd_input(s, tdy.data(), tw.data(), dx.data(), algorithm);
   conv2d::bwd_weight(s, tdy.data(), tx.data(), dw.data(), algorithm);
   const bool exact = algorithm != "winograd";
+  const int64_t bytes = conv2d::packed_bytes(s, algorithm);
+  if (bytes > 0) {
+    std::vector<char> packed(bytes);
+    conv2d::pack(s, tw.data(), packed.data(), algorithm);
+    Typed<T> again(e.y.size());
+    const Epilogue epilogue = {tb.data(), add ? tresidual.data() : nullptr, relu};
+    conv2d::fwd_packed(s, tx.data(), tw.data(), packed.data(), bytes, epilogue, again.data(), algorithm);
+    if (!same("y from packed weights", again, e.y, exact)) return false;
+  }
   return same("y", y, e.y, exact) & same("dx", dx, e.dx, exact) & same("dw", dw, e.dw, exact);
 }
 
