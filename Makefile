@@ -122,12 +122,18 @@ package: env
 	$(BIN)/python -m pip install -q --no-deps --target build/installed dist/pyconv-*.whl
 	cd build && PYTHONPATH=installed $(BIN)/python -m pyconv info
 
-## make bench      every layer and whole networks beside torch; rewrites the tables of the README
+# What `make bench` needs beyond constraints.txt.
+PEERS := $(VENV)/.peers
+$(PEERS): benchmarks/requirements.txt $(INSTALLED)
+	@$(BIN)/python -m pip install -q $(PIP_EXTRA) -c constraints.txt -r benchmarks/requirements.txt
+	@touch $@
+
+BENCH ?= all
+
+## make bench      every measurement, for hours, and the README's tables (BENCH="conv2d --batch 1": one; benchmarks/README.md)
 .PHONY: bench
-bench: build
-	$(BIN)/python -m benchmarks conv2d --tier full
-	$(BIN)/python -m benchmarks steps
-	$(BIN)/python -m benchmarks report
+bench: build $(PEERS)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 ## make clean      removes what was built; .venv stays
 .PHONY: clean

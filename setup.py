@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -85,4 +85,9 @@ else:
     # CppExtension also names c10, torch and torch_python, which are not part of the stable ABI.
     extension.libraries = ["torch_cpu"]
 
-setup(ext_modules=[extension], cmdclass={"build_ext": command})
+setup(
+    packages=[*find_packages(include=["pyconv*"]), "pyconv.benchmarks"],
+    package_dir={"pyconv.benchmarks": "benchmarks"},  # `python -m pyconv bench` without a checkout
+    ext_modules=[extension],
+    cmdclass={"build_ext": command},
+)

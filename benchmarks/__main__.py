@@ -1,26 +1,46 @@
-"""``python -m benchmarks conv2d | steps | overhead | report``."""
+"""``python -m benchmarks conv2d | steps | ... | report``, which is also ``python -m pyconv bench``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks import conv2d, overhead, report, steps
+from pyconv import ShapeError
+
+from . import conv2d, everything, memory, overhead, report, sizes, steps
+
+COMMANDS = {
+    "conv2d": conv2d,
+    "steps": steps,
+    "sizes": sizes,
+    "memory": memory,
+    "overhead": overhead,
+    "all": everything,
+    "report": report,
+}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (
-        ("conv2d", conv2d),
-        ("steps", steps),
-        ("overhead", overhead),
-        ("report", report),
-    ):
-        summary = str(module.__doc__).split(".")[0].split(":")[0]
-        module.add_arguments(commands.add_parser(name, help=summary))
-    args = parser.parse_args()
-    return args.run(args)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the commands to a parser."""
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = str(module.__doc__).split("\n")[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks")
+    add_arguments(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ShapeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
 
 
 if __name__ == "__main__":

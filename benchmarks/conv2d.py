@@ -5,149 +5,113 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.harness import conditions, geometric_mean, relative_error, write
 from pyconv._conv_string import Conv2dCase, conv2d
-from pyconv._explain import PASSES, candidate_call, explain_case, operands, torch_call
-from pyconv._timing import alternate
+
+from . import cudnn, run
+from .players import FLOAT32
+from .summary import PASSES, family
 
 TIERS = ("smoke", "core", "full")
-# A result this far from float64 is wrong, not rounded; Winograd's float32 stays below 1e-5.
-LARGEST_ERROR = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-4,
-    torch.bfloat16: 2e-2,
-    torch.float16: 5e-3,
-}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-def layers(tier: str = "full") -> list[Conv2dCase]:
-    """The layers of benchmarks/conv2d.txt up to a tier."""
-    cases = []
+@dataclass(frozen=True)
+class Layer:
+    """A line of conv2d.txt."""
+
+    case: Conv2dCase
+    tier: str
+    gpu_batch: int
+
+
+def layers() -> list[Layer]:
+    """The layers of conv2d.txt."""
+    found = []
     for line in (Path(__file__).parent / "conv2d.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            text, of_tier, _ = line.split("|")
-            if TIERS.index(of_tier.split()[0]) <= TIERS.index(tier):
-                cases.append(conv2d(text.strip()))
-    return cases
+            text, tier_and_gpu, _ = line.split("|")
+            tier, gpu = tier_and_gpu.split()
+            found.append(Layer(conv2d(text.strip()), tier, int(gpu.removeprefix("gpu="))))
+    return found
 
 
-def judge_of(
-    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, direction: str
-) -> torch.Tensor:
-    """torch's float64 result for the very operands that `dtype` rounds to."""
-    torch.manual_seed(1)
-    x, w, dy = (t.double() for t in operands(case, dtype, channels_last))
-    return torch_call(case, x, w, dy, direction)()
+def chosen(tier: str, pattern: str = "", gpu: bool = False) -> list[Conv2dCase]:
+    """The layers up to a tier whose name holds the pattern, at their batch on the CPU or a GPU."""
+    return [
+        layer.case.with_batch(layer.gpu_batch) if gpu else layer.case
+        for layer in layers()
+        if TIERS.index(layer.tier) <= TIERS.index(tier) and re.search(pattern, str(layer.case))
+    ]
 
 
-def row(
-    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, direction: str, seconds: float
-) -> dict[str, Any]:
-    """Times one direction of one layer; no time without a right result."""
-    wrong_by = relative_error_of(case, dtype, channels_last, direction)
-    found = explain_case(case, dtype, channels_last)
-    plan = next(p for p in found.passes if p.name == direction)
-    result = {
-        "layer": str(case),
-        "case": case.text,
-        "layout": "NHWC" if channels_last else "NCHW",
-        "pass": direction,
-        "kernel": plan.chosen,
-        "error": wrong_by,
-    }
-    if not wrong_by <= LARGEST_ERROR[dtype]:
-        return {**result, "wrong": True}
-    calls = {
-        "pyconv": candidate_call(case, dtype, channels_last, direction, ""),
-        "torch": candidate_call(case, dtype, channels_last, direction, "torch"),
-    }
-    times = alternate(calls, seconds=seconds)
-    return {
-        **result,
-        **{name: t.median for name, t in times.items()},
-        "reliable": all(t.reliable for t in times.values()),
-        "speedup": times["torch"].median / times["pyconv"].median,
-        "gflops": found.flops / times["pyconv"].median / 1e9,
-        "roof": plan.bound / times["pyconv"].median,
-    }
-
-
-def relative_error_of(
-    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, direction: str
-) -> float:
-    small = case.with_batch(min(case.mb, 2))
-    torch.manual_seed(1)
-    ours = candidate_call(small, dtype, channels_last, direction, "")()
-    return relative_error(ours, judge_of(small, dtype, channels_last, direction))
+def cases(args: argparse.Namespace) -> list[Conv2dCase]:
+    """The layers that the flags ask for."""
+    if args.conv:
+        found = [conv2d(text) for text in args.conv]
+    else:
+        found = chosen(args.tier, args.filter, gpu=args.device == "cuda")
+    return [case.with_batch(args.batch or case.mb) for case in found]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tier", choices=TIERS, default="core")
-    parser.add_argument("--only", default="", help="regular expression on the layer's name")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float64", "float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--batch", type=int, help="overrides every layer's batch")
-    parser.add_argument("--layout", choices=["nchw", "nhwc", "both"], default="both")
-    parser.add_argument("--passes", default=",".join(PASSES))
-    parser.add_argument("--seconds", type=float, default=0.2, help="per call and row")
-    parser.add_argument("--name", help="of the file in benchmarks/results")
+    a = parser.add_argument
+    a("--tier", choices=TIERS, default="full", help="smoke 7 layers, core 26, full 37 (full)")
+    a("--conv", action="append", metavar="TEXT", help="this layer instead, as ic64ih56oc64kh3ph1")
+    a("--batch", type=int, metavar="N", help="of every layer")
+    a("--dtype", choices=DTYPES, default="float32", help="below 32 bits also beside our float32")
+    a("--pass", dest="passes", metavar="A,B", help=f"of {', '.join(PASSES)} (all; fwd with peers)")
+    a("--cold", action="store_true", help="operands that lie in no cache")
+    a("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: cuDNN and its switches")
+    run.add_arguments(parser, seconds=0.2)
     parser.set_defaults(run=main)
 
 
-def main(args: argparse.Namespace) -> int:
-    dtype = getattr(torch, args.dtype)
-    run: dict[str, Any] = {"conditions": conditions(args.threads), "dtype": args.dtype, "rows": []}
-    layouts = {"nchw": (False,), "nhwc": (True,), "both": (False, True)}[args.layout]
-    for case in layers(args.tier):
-        if not re.search(args.only, str(case)):
-            continue
-        case = case.with_batch(args.batch) if args.batch else case
-        for channels_last in layouts:
-            for direction in args.passes.split(","):
-                r = row(case, dtype, channels_last, direction, args.seconds)
-                run["rows"].append(r)
-                sys.stdout.write(_line(r) + "\n")
-                sys.stdout.flush()
-    timed = [r for r in run["rows"] if "speedup" in r]
-    sys.stdout.write(summary(timed) + "\n")
-    name = args.name or f"conv2d-{args.dtype}-{args.threads}t" + (
-        f"-mb{args.batch}" if args.batch else ""
-    )
-    sys.stdout.write(f"{write(name, run)}\n")
-    return 0 if len(timed) == len(run["rows"]) else 1
-
-
-def _line(r: dict[str, Any]) -> str:
-    head = f"{r['layer']:<22} {r['layout']} {r['pass']:<10} {r['kernel']:<18}"
-    if "wrong" in r:
-        return f"{head} WRONG: error {r['error']:.1e}"
-    return (
-        f"{head} {r['pyconv'] * 1e3:9.3f} ms {r['gflops']:7.1f} GFLOP/s {r['roof']:4.0%} of roof"
-        f"  torch {r['torch'] * 1e3:9.3f} ms  x{r['speedup']:.2f}{'' if r['reliable'] else ' ?'}"
-    )
-
-
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Geometric means over all and by layout and pass; every loss by name."""
-    ratios = [r["speedup"] for r in rows]
-    lines = [f"geometric mean over torch: {geometric_mean(ratios):.2f} over {len(rows)} rows"]
-    for layout in ("NCHW", "NHWC"):
-        for direction in PASSES:
-            part = [r["speedup"] for r in rows if (r["layout"], r["pass"]) == (layout, direction)]
-            if part:
-                lines.append(
-                    f"  {layout} {direction:<10} {geometric_mean(part):.2f} (worst {min(part):.2f})"
+def tasks(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    passes = args.passes.split(",") if args.passes else ["fwd"] if args.peers else PASSES
+    for case in cases(args):
+        for layout in run.LAYOUTS[args.layout]:
+            for direction in passes:
+                shared: dict[str, Any] = {
+                    "case": case.text,
+                    "dtype": args.dtype,
+                    "layout": layout,
+                    "pass": direction,
+                    "cold": args.cold,
+                }
+                yield (
+                    {"kind": "layer", **shared},
+                    {"layer": str(case), "family": family(case), **shared},
                 )
-    lines += [
-        f"  slower than torch: {r['layer']} {r['layout']} {r['pass']} x{r['speedup']:.2f} ({r['kernel']})"
-        for r in sorted(rows, key=lambda r: r["speedup"])
-        if r["speedup"] < 1
-    ]
-    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    unknown = set(args.passes.split(",") if args.passes else ()) - set(PASSES)
+    if unknown:
+        sys.stderr.write(
+            f"conv2d: --pass must be of {', '.join(PASSES)}, got {', '.join(unknown)}\n"
+        )
+        return 2
+    players = ["pyconv", "torch", *run.present(args.peers)]
+    if args.device == "cuda":
+        if why := cudnn.missing():
+            sys.stdout.write(why + "\n")
+            return 0
+        players = list(cudnn.VARIANTS)
+    elif args.dtype in ("bfloat16", "float16"):
+        players.append(FLOAT32)
+    return run.run(args, file_name(args), players, tasks(args))
+
+
+def file_name(args: argparse.Namespace) -> str:
+    """conv2d-float32-2t, and what else differs from the plain run."""
+    parts = ["conv2d", args.dtype, f"{args.threads}t"]
+    parts += [f"mb{args.batch}"] if args.batch else []
+    parts += ["cold"] if args.cold else []
+    parts += ["cuda"] if args.device == "cuda" else []
+    parts += ["peers"] if args.peers else []
+    return "-".join(parts)

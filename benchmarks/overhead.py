@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     }
     print(f"{'conv2d (1,1,8,8), 3x3, us':<28}{'pyconv':>8}{'torch':>8}")
     for name, row in rows.items():
-        times: dict[object, list[float]] = {ops.conv2d: [], F.conv2d: []}
+        times: dict[Callable, list[float]] = {ops.conv2d: [], F.conv2d: []}
         for _ in range(ROUNDS):
             for conv in times:
                 times[conv].append(microseconds(row, conv))

@@ -1,10 +1,11 @@
-"""The command line: ``python -m pyconv train | demo | explain | info``."""
+"""The command line: ``python -m pyconv train | demo | explain | bench | info``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from pyconv._bench import add_arguments as add_bench_arguments
 from pyconv._explain import add_arguments as add_explain_arguments
 from pyconv._shapes import ShapeError
 from pyconv.data import DataError
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
             "which kernel runs a convolution, why, and the roofline",
             add_explain_arguments,
         ),
+        ("bench", "time layers and networks beside torch and others", add_bench_arguments),
         ("info", "versions, instruction sets, kernels, and what is missing", add_info_arguments),
     ):
         add_arguments(commands.add_parser(name, help=summary))

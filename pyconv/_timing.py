@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,7 +25,8 @@ class Timing:
         return self.iqr <= 0.1 * self.median
 
 
-def _once(call: Callable[[], object], calls: int, synchronize: Callable[[], None]) -> float:
+def once(call: Callable[[], object], calls: int, synchronize: Callable[[], None]) -> float:
+    """Seconds of one of `calls` calls in a row."""
     synchronize()
     start = time.perf_counter()
     for _ in range(calls):
@@ -44,15 +46,29 @@ def alternate(
     Each is called often enough to fill about `seconds` over at least `rounds` rounds.
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    repeats = {}
-    for name, call in calls.items():
+    for call in calls.values():
         call()  # first calls pack, fault pages and build plans
-        once = min(_once(call, 1, synchronize) for _ in range(2))
-        repeats[name] = max(1, min(10000, int(seconds / rounds / max(once, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    return take_turns(
+        {name: partial(_turn, call, synchronize) for name, call in calls.items()}, seconds, rounds
+    )
+
+
+def _turn(call: Callable[[], object], synchronize: Callable[[], None], calls: int) -> float:
+    return once(call, calls, synchronize)
+
+
+def take_turns(
+    turns: Mapping[str, Callable[[int], float]], seconds: float, rounds: int = 9
+) -> dict[str, Timing]:
+    """As `alternate`, for turns that time themselves, wherever they run: turn(calls) is a call's seconds."""
+    repeats = {}
+    for name, turn in turns.items():
+        shortest = min(turn(1) for _ in range(2))
+        repeats[name] = max(1, min(10000, int(seconds / rounds / max(shortest, 1e-7))))
+    samples: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(_once(call, repeats[name], synchronize))
+        for name, turn in turns.items():
+            samples[name].append(turn(repeats[name]))
     timings = {}
     for name, values in samples.items():
         low, median, high = statistics.quantiles(values, n=4)

@@ -1,0 +1,108 @@
+"""Who can be timed: pyconv, torch eager, the peers and cuDNN, each at one layer or one step of a network.
+
+A task is a dict that JSON can carry:
+
+    {"kind": "layer", "case": a conv string, "dtype", "layout": "NCHW" or "NHWC", "pass": "fwd" ..., "cold": bool}
+    {"kind": "step", "network", "mode": "train" or "infer", "layout", "batch": an int or None}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyconv._conv_string import Conv2dCase, conv2d
+from pyconv._explain import candidate_call, explain_case, operands, torch_call
+
+from . import cudnn, networks, peers
+from .subject import LARGEST_ERROR, Subject, errors, rotating
+
+Task = dict[str, Any]
+FLOAT32 = "pyconv float32"  # at a task of fewer bits: does storing less pay?
+
+
+def prepare(player: str, task: Task) -> Subject:
+    """The player at the task, checked against float64.
+
+    Raises:
+        Unable: it cannot do this.
+    """
+    peers.require(player, task)
+    if task["kind"] == "step":
+        last = task["layout"] == "NHWC"
+        return networks.subject(player, task["network"], task["batch"], last, task["mode"])
+    return _layer(player, task)
+
+
+def _layer(player: str, task: Task) -> Subject:
+    case = conv2d(task["case"])
+    dtype = torch.float32 if player == FLOAT32 else getattr(torch, task["dtype"])
+    last, direction = task["layout"] == "NHWC", task["pass"]
+
+    def make() -> Callable[[], Tensor]:
+        torch.manual_seed(1)
+        if player in ("pyconv", FLOAT32, "torch"):
+            return candidate_call(
+                case, dtype, last, direction, "torch" if player == "torch" else ""
+            )
+        x, w, dy = operands(case, dtype, last)
+        if player in cudnn.VARIANTS:
+            return cudnn.layer(player, torch_call, case, (x, w, dy), direction)
+        return peers.inference(player, _module(case, w), x)
+
+    first = make()
+    found = errors(first(), _judge(case, dtype, last, direction))
+    about: dict[str, Any] = {}
+    if player == "pyconv":
+        about = _about(case, dtype, last, direction)
+    call: Callable[[], object] = first
+    if task.get("cold"):
+        call = rotating(make, explain_case(case, dtype, last).bytes)
+    subject = Subject(call, *found, LARGEST_ERROR[dtype], about)
+    if player in cudnn.VARIANTS:
+        subject.timer = cudnn.seconds
+        if "tf32" in player:
+            subject.allowed = cudnn.LARGEST_TF32_ERROR
+    return subject
+
+
+def _about(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> dict[str, Any]:
+    found = explain_case(case, dtype, last)
+    plan = next(p for p in found.passes if p.name == direction)
+    source = next(k.source for k in plan.candidates if k.name == plan.chosen)
+    return {
+        "kernel": plan.chosen,
+        "source": source,
+        "flops": found.flops,
+        "bytes": found.bytes,
+        "bound": plan.bound,
+    }
+
+
+@lru_cache(maxsize=2)  # every player of a row asks, and two types of one row
+def _judge(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> Tensor:
+    """torch's float64 result for the very operands that `dtype` rounds to."""
+    torch.manual_seed(1)
+    x, w, dy = (t.double().contiguous() for t in operands(case, dtype, last))
+    return torch_call(case, x, w, dy, direction)()
+
+
+def _module(case: Conv2dCase, w: Tensor) -> torch.nn.Module:
+    """The layer as a user of torch has it."""
+    layer = torch.nn.Conv2d(
+        case.ic,
+        case.oc,
+        (case.kh, case.kw),
+        (case.sh, case.sw),
+        (case.ph, case.pw),
+        (case.dh, case.dw),
+        case.g,
+        bias=False,
+        dtype=w.dtype,
+    )
+    layer.weight = torch.nn.Parameter(w, requires_grad=False)
+    return layer
