@@ -73,13 +73,14 @@ def _layer(player: str, task: Task) -> Subject:
 def _about(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> dict[str, Any]:
     found = explain_case(case, dtype, last)
     plan = next(p for p in found.passes if p.name == direction)
-    source = next(k.source for k in plan.candidates if k.name == plan.chosen)
+    source = next(k.where for k in plan.candidates if k.name == plan.chosen)
     return {
         "kernel": plan.chosen,
         "source": source,
         "flops": found.flops,
         "bytes": found.bytes,
         "bound": plan.bound,
+        "workspace": plan.workspace[plan.chosen],
     }
 
 

@@ -13,6 +13,7 @@
 #include "cpu/parallel.h"
 #include "cpu/pool2d/pool2d.h"
 #include "cpu/roofline.h"
+#include "cpu/scratch.h"
 #include "ops/ops.h"
 
 #define KERNEL "int kh, int kw, "
@@ -144,6 +145,7 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     return pyconv::measured_flops(dtype_named(dtype), threads, seconds);
   });
+  m.def("scratch_asked", pyconv::scratch_asked);
   m.def("round_trip_nanoseconds", pyconv::round_trip_nanoseconds, py::call_guard<py::gil_scoped_release>());
 
   m.attr("algorithms") = py::dict(py::arg("conv2d") = pyconv::conv2d::algorithms(),

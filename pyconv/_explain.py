@@ -9,10 +9,12 @@ python -m pyconv explain --conv ic96ih56oc96kh7ph3g96 --batch 4 --measure
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,12 +55,13 @@ def _kernels() -> Any:
 
 @cache
 def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
-    """Multiply-adds from registers, and a copy between two buffers of together `megabytes`."""
+    """Multiply-adds from registers, and a copy between two buffers of together `megabytes`; the best of some tries."""
     name = "float64" if dtype == torch.float64 else "float32"
     half = max(megabytes, 1) * 2**20 // 8
     source, target = torch.ones(half), torch.empty(half)
-    copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].median
-    return Roof(_kernels().measured_flops(name, threads, 0.1), 8 * half / copy)
+    copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].fastest
+    flops = max(_kernels().measured_flops(name, threads, 0.02) for _ in range(5))
+    return Roof(flops, 8 * half / copy)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,24 @@ class Candidate:
     source: str
     cannot: str
     refuses: str
+    line: int = 0  # of the pass in that file, 0 where the sources are not installed
+
+    @property
+    def where(self) -> str:
+        """csrc/cpu/conv2d/winograd.h:225"""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@cache
+def _line(source: str, name: str) -> int:
+    """Where a file begins the pass called `name`: its driver, which knows the type, before what chooses the type."""
+    path = Path(__file__).parents[1] / source
+    lines = path.read_text().splitlines() if path.exists() else []
+    for pattern in (rf"void {name}\(.*\bT\* ", rf"void (\w+_)?{name}\("):
+        for number, text in enumerate(lines, start=1):
+            if re.search(pattern, text):
+                return number
+    return 0
 
 
 @dataclass
@@ -79,6 +100,8 @@ class Pass:
     chosen: str
     candidates: list[Candidate]
     bound: float  # seconds
+    # Bytes of scratch memory that a call asks for, by kernel: the chosen one, and all that were measured.
+    workspace: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=dict
     )  # measured, by kernel; "torch" is torch's
@@ -113,17 +136,23 @@ class Explanation:
         for p in self.passes:
             bound = "arithmetic" if self.flops / self.roof.flops >= p.bound else "memory"
             lines.append(
-                f"{p.name}: {p.chosen} runs; at best {p.bound * 1e6:.1f} us, bound by {bound}"
+                f"{p.name}: {p.chosen} runs with {_size(p.workspace[p.chosen])} of workspace; "
+                f"at best {p.bound * 1e6:.1f} us, bound by {bound}"
             )
             for k in p.candidates:
                 why = k.cannot or k.refuses
-                lines.append(f"    {k.name:<18} {why or 'can run here'}  [{k.source}]")
+                lines.append(f"    {k.name:<23} {why or 'can run here'}  [{k.where}]")
             for name, seconds in sorted(p.seconds.items(), key=lambda item: item[1]):
                 lines.append(
-                    f"    {name:<18} {seconds * 1e6:10.1f} us  {self.flops / seconds / 1e9:7.1f} GFLOP/s  "
+                    f"    {name:<23} {seconds * 1e6:10.1f} us  {self.flops / seconds / 1e9:7.1f} GFLOP/s  "
                     f"{p.bound / seconds:5.0%} of the roof"
+                    + (f"  workspace {_size(p.workspace[name])}" if name in p.workspace else "")
                 )
         return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def explain(
@@ -214,9 +243,13 @@ def explain_case(
     machine = roof(dtype, threads, -(-shape.bytes // 2**20))
     passes = []
     for name in PASSES:
-        candidates = [Candidate(*row) for row in kernels.ask(shape, name)]
+        candidates = [
+            Candidate(kernel, source, cannot, refuses, _line(source, name))
+            for kernel, source, cannot, refuses in kernels.ask(shape, name)
+        ]
         chosen = next(k.name for k in candidates if not k.refuses)
         passes.append(Pass(name, chosen, candidates, machine.seconds(shape.flops, shape.bytes)))
+        passes[-1].workspace[chosen] = workspace(case, dtype, channels_last, name)
     found = Explanation(
         case,
         dtype,
@@ -236,7 +269,22 @@ def explain_case(
                 for name in (*able, "torch")
             }
             p.seconds = {name: t.median for name, t in alternate(calls, seconds=0.2).items()}
+            for name in able:
+                p.workspace[name] = workspace(case, dtype, channels_last, p.name, name)
     return found
+
+
+def workspace(
+    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, direction: str, kernel: str = ""
+) -> int:
+    """Bytes of scratch memory that all threads of one call ask for, found by calling.
+
+    Threads keep their scratch for the next call: a process holds the most that any call asked for.
+    """
+    call = candidate_call(case, dtype, channels_last, direction, kernel)
+    _kernels().scratch_asked()  # forgets what was asked for before
+    call()
+    return _kernels().scratch_asked()
 
 
 def operands(

@@ -13,10 +13,11 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median of `rounds`, and the spread of the middle half."""
+    """Seconds of one call: the median of `rounds`, the spread of the middle half, and the fastest round."""
 
     median: float
     iqr: float
+    fastest: float
     rounds: int
 
     @property
@@ -72,5 +73,5 @@ def take_turns(
     timings = {}
     for name, values in samples.items():
         low, median, high = statistics.quantiles(values, n=4)
-        timings[name] = Timing(median, high - low, rounds)
+        timings[name] = Timing(median, high - low, min(values), rounds)
     return timings

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import pyconv
 from pyconv import _native, ops
 from pyconv._conv_string import conv2d
-from pyconv._explain import PASSES, explain_case
+from pyconv._explain import PASSES, explain_case, workspace
 from tests.cases import CONV2D
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
@@ -41,7 +42,9 @@ def test_every_refusal_is_a_sentence_and_forcing_agrees(case, channels_last):
             assert not k.cannot or len(k.cannot.split()) > 3
             assert not k.refuses or len(k.refuses.split()) > 3
             assert not (k.cannot and not k.refuses), "a kernel that cannot must not be chosen"
-            assert os.path.exists(k.source), k.source
+            assert k.line > 0, k.source
+            line = Path(k.source).read_text().splitlines()[k.line - 1]
+            assert f"{p.name}(" in line, k.where
     if channels_last and x.is_contiguous() and w.is_contiguous():
         return  # in both layouts at once: the call is NCHW
     for k in found.passes[0].candidates:
@@ -69,6 +72,16 @@ def test_counts():
         assert p.bound == max(found.flops / found.roof.flops, found.bytes / found.roof.bandwidth)
 
 
+def test_workspace_is_what_one_call_asks_for():
+    case = conv2d("mb2ic16ih20oc16kh3ph1")
+    explained = explain_case(case).passes[0]
+    fresh = workspace(case, torch.float32, False, "fwd", explained.chosen)
+    assert fresh == explained.workspace[explained.chosen] > 0
+    workspace(conv2d("mb1ic64ih40oc64kh3ph1"), torch.float32, False, "fwd", explained.chosen)
+    assert workspace(case, torch.float32, False, "fwd", explained.chosen) == fresh
+    assert workspace(case, torch.float32, False, "fwd", "reference") == 0
+
+
 def test_layers_functions_and_measurement():
     layer = torch.nn.Conv2d(3, 8, 3, padding=1)
     x = torch.randn(2, 3, 10, 10)
@@ -80,6 +93,7 @@ def test_layers_functions_and_measurement():
     for p in from_call.passes:
         able = [k.name for k in p.candidates if not k.cannot]
         assert sorted(p.seconds) == sorted([*able, "torch"])
+        assert sorted(p.workspace) == sorted(able)
         assert all(seconds > 0 for seconds in p.seconds.values())
     assert "of the roof" in str(from_call)
     with pytest.raises(TypeError, match=r"expected a Conv2d layer or pyconv.ops.conv2d"):

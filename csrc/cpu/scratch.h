@@ -10,4 +10,8 @@ constexpr int scratch_slots = 4;
 // At least `bytes`, aligned to 64, contents undefined, valid until this thread asks for the same slot again.
 void* scratch(int slot, size_t bytes);
 
+// What all threads together have asked for since the last question: the largest request of each slot, summed. For
+// explain(); meaningless while calls run beside each other.
+size_t scratch_asked();
+
 }  // namespace pyconv
