@@ -14,7 +14,7 @@ SHELL       := /bin/bash
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-CPP_FILES  = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+CPP_FILES  = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc')
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -134,6 +134,22 @@ BENCH ?= all
 .PHONY: bench
 bench: build $(PEERS)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+REGRESSION := -p no:xdist -p no:cacheprovider --benchmark-autosave --benchmark-columns=min,median,iqr,rounds
+# After the first run: compare with the last one.
+COMPARE = $(if $(wildcard .benchmarks/*/*.json),--benchmark-compare --benchmark-compare-fail=median:25%)
+
+## make regression times of the smoke layers, saved in .benchmarks and compared with the run before (pytest-benchmark)
+.PHONY: regression
+regression: build $(PEERS)
+	$(BIN)/python -m pytest benchmarks/test_regression.py $(REGRESSION) $(COMPARE) $(PYTEST_ARGS)
+
+## make instructions  counts of callgrind beside benchmarks/instructions.txt (RECORD=1 writes that file anew)
+.PHONY: instructions
+instructions: env
+	@$(BIN)/cmake --log-level=WARNING -S . -B build/release -G Ninja >/dev/null
+	@$(BIN)/cmake --build build/release --target count_instructions
+	$(BIN)/python -m benchmarks instructions build/release/count_instructions $(if $(RECORD),--record)
 
 ## make clean      removes what was built; .venv stays
 .PHONY: clean

@@ -7,7 +7,7 @@ import sys
 
 from pyconv import ShapeError
 
-from . import conv2d, everything, memory, overhead, report, sizes, steps
+from . import conv2d, everything, instructions, memory, overhead, report, sizes, steps
 
 COMMANDS = {
     "conv2d": conv2d,
@@ -15,6 +15,7 @@ COMMANDS = {
     "sizes": sizes,
     "memory": memory,
     "overhead": overhead,
+    "instructions": instructions,
     "all": everything,
     "report": report,
 }

@@ -17,6 +17,7 @@ import benchmarks.__main__ as command
 from benchmarks import (
     conv2d,
     everything,
+    instructions,
     networks,
     output,
     peers,
@@ -289,6 +290,39 @@ def test_a_layer_is_timed_and_written(tmp_path, capsys):
         assert all(m["median"] > 0 and m["right"] for m in r["players"].values())
     assert main("conv2d", *flags, "backwards") == 2
     assert main("conv2d", "--conv", "ic3") == 2
+
+
+COUNTS = {"a NCHW fwd winograd chosen": 1000, "a channels_last fwd winograd": 100}
+
+
+def test_more_instructions_than_recorded_fail():
+    compiler, recorded = instructions.read(instructions.written("12.2.0", COUNTS))
+    assert (compiler, recorded) == ("12.2.0", COUNTS)
+    more = {call: int(number * 1.05) for call, number in COUNTS.items()}
+    fails, notes = instructions.compare(COUNTS, more, 0.03)
+    assert fails[0] == "a NCHW fwd winograd: 1050 instructions, +5.0% of the recorded 1000"
+    assert (len(fails), notes) == (2, [])
+    assert instructions.compare(COUNTS, COUNTS, 0.03) == ([], [])
+    fails, notes = instructions.compare(COUNTS, {"a channels_last fwd winograd chosen": 90}, 0.03)
+    assert fails == []  # which kernel is chosen may change
+    assert len(notes) == 2
+    fails, _ = instructions.compare({}, COUNTS, 0.03)
+    assert all("none recorded" in f for f in fails)
+
+
+def test_a_layout_of_many_instructions_is_seen():
+    assert instructions.slow_layouts(COUNTS) == []  # only one was chosen
+    both = {**COUNTS, "a channels_last fwd direct_planes chosen": 3001}
+    assert instructions.slow_layouts(both) == [
+        "a fwd: 3001 instructions in one layout, 1000 in the other"
+    ]
+
+
+def test_recorded_counts_are_whole():
+    compiler, recorded = instructions.read(instructions.RECORDED.read_text())
+    assert compiler
+    assert {call.split()[0] for call in recorded} == set(instructions.LAYERS)
+    assert instructions.slow_layouts(recorded) == []
 
 
 def test_sizes_are_different_and_always_the_same():
