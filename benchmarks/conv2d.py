@@ -14,7 +14,7 @@ from pyconv._conv_string import Conv2dCase, conv2d
 
 from . import cudnn, run
 from .players import FLOAT32
-from .summary import PASSES, family
+from .summary import AUTOGRAD, PASSES, family
 
 TIERS = ("smoke", "core", "full")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -64,18 +64,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     a("--conv", action="append", metavar="TEXT", help="this layer instead, as ic64ih56oc64kh3ph1")
     a("--batch", type=int, metavar="N", help="of every layer")
     a("--dtype", choices=DTYPES, default="float32", help="below 32 bits also beside our float32")
-    a("--pass", dest="passes", metavar="A,B", help=f"of {', '.join(PASSES)} (all; fwd with peers)")
+    a(
+        "--pass",
+        dest="passes",
+        metavar="A,B",
+        help=f"of {', '.join(PASSES)} (all; fwd with peers), {AUTOGRAD}",
+    )
     a("--cold", action="store_true", help="operands that lie in no cache")
     a("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: cuDNN and its switches")
     run.add_arguments(parser, seconds=0.2)
     parser.set_defaults(run=main)
 
 
+def passes(args: argparse.Namespace) -> list[str]:
+    if args.passes:
+        return args.passes.split(",")
+    return ["fwd"] if args.peers else list(PASSES)
+
+
 def tasks(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    passes = args.passes.split(",") if args.passes else ["fwd"] if args.peers else PASSES
     for case in cases(args):
         for layout in run.LAYOUTS[args.layout]:
-            for direction in passes:
+            for direction in passes(args):
                 shared: dict[str, Any] = {
                     "case": case.text,
                     "dtype": args.dtype,
@@ -90,11 +100,13 @@ def tasks(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, 
 
 
 def main(args: argparse.Namespace) -> int:
-    unknown = set(args.passes.split(",") if args.passes else ()) - set(PASSES)
+    unknown = set(passes(args)) - {*PASSES, AUTOGRAD}
     if unknown:
-        sys.stderr.write(
-            f"conv2d: --pass must be of {', '.join(PASSES)}, got {', '.join(unknown)}\n"
-        )
+        wanted = ", ".join((*PASSES, AUTOGRAD))
+        sys.stderr.write(f"conv2d: --pass must be of {wanted}, got {', '.join(unknown)}\n")
+        return 2
+    if args.cold and args.peers:
+        sys.stderr.write("conv2d: --cold keeps many copies of a layer, too many for --peers\n")
         return 2
     players = ["pyconv", "torch", *run.present(args.peers)]
     if args.device == "cuda":
@@ -108,10 +120,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def file_name(args: argparse.Namespace) -> str:
-    """conv2d-float32-2t, and what else differs from the plain run."""
+    """conv2d-float32-2t, and what else differs from the plain run; -part for some of the layers only."""
     parts = ["conv2d", args.dtype, f"{args.threads}t"]
     parts += [f"mb{args.batch}"] if args.batch else []
     parts += ["cold"] if args.cold else []
     parts += ["cuda"] if args.device == "cuda" else []
     parts += ["peers"] if args.peers else []
+    parts += args.passes.split(",") if args.passes and not args.peers else []
+    parts += (
+        ["part"] if args.conv or args.filter or args.tier != "full" or args.layout != "both" else []
+    )
     return "-".join(parts)

@@ -6,6 +6,8 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pyconv.info import info
 
 from .subject import last_cache_bytes
 
+BUSY = 0.2  # cores that others use: a core shared with someone gives times in whole time slices
 NEAR = 200  # nanoseconds: 65 to 90 within one last-level cache, 320 to 355 across two (Zen 4)
 
 
@@ -29,6 +32,9 @@ def kernels() -> Any:
 
 def conditions(threads: int, dtype: str = "float32") -> dict[str, Any]:
     lib = kernels()
+    others = cores_in_use()
+    if others > BUSY:
+        sys.stderr.write(f"Others use {others:.1f} cores: these times will mean little.\n")
     torch.set_num_threads(threads)
     source, target = torch.ones(2**26), torch.empty(2**26)
     copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.5)["copy"].fastest
@@ -41,6 +47,7 @@ def conditions(threads: int, dtype: str = "float32") -> dict[str, Any]:
         "commit": _commit(),
         "cpu": _cpu(),
         "threads": threads,
+        "cores_in_use_by_others": others,
         "isa": lib.isa(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -62,11 +69,29 @@ def said_of(c: dict[str, Any]) -> str:
         if shared
         else ""
     )
+    others = c["cores_in_use_by_others"]
+    busy = f"; others used {others:.1f} cores" if others > BUSY else ""
     return (
         f"{c['cpu']}, {c['threads']} thread{'s' if c['threads'] > 1 else ''}, {c['isa']}, torch {c['torch']}, "
         f"{c['date'][:10]}, commit {c['commit']}: {c['flops'] / 1e9:.0f} GFLOP/s of multiply-adds, "
-        f"{c['copy_bytes_per_second'] / 1e9:.0f} GB/s copied{cores}."
+        f"{c['copy_bytes_per_second'] / 1e9:.0f} GB/s copied{cores}{busy}."
     )
+
+
+def cores_in_use(seconds: float = 0.5) -> float:
+    """How many cores work while this process sleeps; 0 where Linux does not say."""
+    if not os.path.exists("/proc/stat"):
+        return 0.0
+    before = _cpu_ticks()
+    time.sleep(seconds)
+    used, all_ = (now - then for now, then in zip(_cpu_ticks(), before))
+    return (os.cpu_count() or 1) * used / max(all_, 1)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """(working, all) of all cores since the start, from /proc/stat; waiting for a disk is not working."""
+    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def _commit() -> str:

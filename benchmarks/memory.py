@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
                     f" beyond it: {', '.join(sizes)}",
                     flush=True,
                 )
-    for path in output.write(args.output, f"memory-{args.dtype}-{args.threads}t", record):
+    name = f"memory-{args.dtype}-{args.threads}t" + ("-part" if args.filter else "")
+    for path in output.write(args.output, name, record):
         print(path)
     return 0

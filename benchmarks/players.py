@@ -2,7 +2,8 @@
 
 A task is a dict that JSON can carry:
 
-    {"kind": "layer", "case": a conv string, "dtype", "layout": "NCHW" or "NHWC", "pass": "fwd" ..., "cold": bool}
+    {"kind": "layer", "case": a conv string, "dtype", "layout": "NCHW" or "NHWC", "cold": bool,
+     "pass": "fwd", "bwd_input", "bwd_weight", or "autograd": forward and both gradients as a user asks for them}
     {"kind": "step", "network", "mode": "train" or "infer", "layout", "batch": an int or None}
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyconv import ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._explain import candidate_call, explain_case, operands, torch_call
 
@@ -22,6 +24,7 @@ from . import cudnn, networks, peers
 from .subject import LARGEST_ERROR, Subject, errors, rotating
 
 Task = dict[str, Any]
+Result = Tensor | tuple[Tensor, ...]
 FLOAT32 = "pyconv float32"  # at a task of fewer bits: does storing less pay?
 
 
@@ -43,8 +46,10 @@ def _layer(player: str, task: Task) -> Subject:
     dtype = torch.float32 if player == FLOAT32 else getattr(torch, task["dtype"])
     last, direction = task["layout"] == "NHWC", task["pass"]
 
-    def make() -> Callable[[], Tensor]:
+    def make() -> Callable[[], Result]:
         torch.manual_seed(1)
+        if direction == "autograd":
+            return _autograd(player, case, *operands(case, dtype, last))
         if player in ("pyconv", FLOAT32, "torch"):
             return candidate_call(
                 case, dtype, last, direction, "torch" if player == "torch" else ""
@@ -55,7 +60,7 @@ def _layer(player: str, task: Task) -> Subject:
         return peers.inference(player, _module(case, w), x)
 
     first = make()
-    found = errors(first(), _judge(case, dtype, last, direction))
+    found = errors(_vector(first()), _vector(_judge(case, dtype, last, direction)))
     about: dict[str, Any] = {}
     if player == "pyconv":
         about = _about(case, dtype, last, direction)
@@ -72,6 +77,15 @@ def _layer(player: str, task: Task) -> Subject:
 
 def _about(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> dict[str, Any]:
     found = explain_case(case, dtype, last)
+    if direction == "autograd":
+        kernels = dict.fromkeys(p.chosen for p in found.passes)
+        bound = sum(p.bound for p in found.passes)
+        return {
+            "kernel": "+".join(kernels),
+            "flops": 3 * found.flops,
+            "bytes": 3 * found.bytes,
+            "bound": bound,
+        }
     plan = next(p for p in found.passes if p.name == direction)
     source = next(k.where for k in plan.candidates if k.name == plan.chosen)
     return {
@@ -85,11 +99,28 @@ def _about(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> 
 
 
 @lru_cache(maxsize=2)  # every player of a row asks, and two types of one row
-def _judge(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> Tensor:
+def _judge(case: Conv2dCase, dtype: torch.dtype, last: bool, direction: str) -> Result:
     """torch's float64 result for the very operands that `dtype` rounds to."""
     torch.manual_seed(1)
     x, w, dy = (t.double().contiguous() for t in operands(case, dtype, last))
+    if direction == "autograd":
+        return _autograd("torch", case, x, w, dy)()
     return torch_call(case, x, w, dy, direction)()
+
+
+def _autograd(
+    player: str, case: Conv2dCase, x: Tensor, w: Tensor, dy: Tensor
+) -> Callable[[], Result]:
+    """Forward and both gradients, (dx, dw)."""
+    conv = torch.nn.functional.conv2d if player == "torch" else ops.conv2d
+    arguments: dict[str, Any] = case.arguments
+    of = x.requires_grad_(), w.requires_grad_()
+    return lambda: torch.autograd.grad(conv(x, w, **arguments), of, dy)
+
+
+def _vector(result: Result) -> Tensor:
+    parts = (result,) if isinstance(result, Tensor) else result
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _module(case: Conv2dCase, w: Tensor) -> torch.nn.Module:

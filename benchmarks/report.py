@@ -1,4 +1,7 @@
-"""Rewrites the tables of the README between their markers, and docs/benchmarks.md, from the runs of a folder."""
+"""Rewrites the tables of the README between their markers, and docs/benchmarks.md, from the runs of a folder.
+
+Runs of a part of the layers (files named -part) are for who made them, not for the report.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def order(run: tables.Record) -> tuple[object, ...]:
         ["conv2d", "steps", "sizes", "memory"].index(run["benchmark"]),
         *(
             a.get(key, "") not in ("", "None", "[]", "False", "cpu")
-            for key in ("device", "peers", "cold")
+            for key in ("device", "peers", "cold", "passes")
         ),
         a.get("dtype", "float32") != "float32",
         -run["conditions"]["threads"],
@@ -49,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    runs = sorted((json.loads(p.read_text()) for p in args.results.glob("*.json")), key=order)
+    files = [p for p in args.results.glob("*.json") if not p.stem.endswith("-part")]
+    runs = sorted((json.loads(p.read_text()) for p in files), key=order)
     if not runs:
         sys.stderr.write(f"report: {args.results} has no runs\n")
         return 2

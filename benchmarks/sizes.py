@@ -123,7 +123,9 @@ def main(args: argparse.Namespace) -> int:
         first = {p: medians([first_result(p) for _ in range(args.rounds)]) for p in FIRST_RESULT}
         rows.append({"what": "import and first result", "sizes": 1, "players": first})
         print(line(rows[-1]))
-    for path in output.write(args.output, f"sizes-{args.threads}t", record):
+    for path in output.write(
+        args.output, f"sizes-{args.threads}t{'-part' if args.filter else ''}", record
+    ):
         print(path)
     return int(
         any(r["players"]["pyconv"].get("error", 0) > LARGEST_ERROR[torch.float32] for r in rows)

@@ -43,5 +43,10 @@ def tasks(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, 
 
 
 def main(args: argparse.Namespace) -> int:
-    name = f"steps-{args.threads}t" + ("-peers" if args.peers else "")
-    return run.run(args, name, ["pyconv", "torch", *run.present(args.peers)], tasks(args))
+    parts = ["steps", f"{args.threads}t"] + (["peers"] if args.peers else [])
+    parts += (
+        ["part"] if args.filter or args.layout != "both" or (args.modes and not args.peers) else []
+    )
+    return run.run(
+        args, "-".join(parts), ["pyconv", "torch", *run.present(args.peers)], tasks(args)
+    )

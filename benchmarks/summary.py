@@ -16,6 +16,7 @@ from pyconv._conv_string import Conv2dCase
 
 Row = dict[str, Any]
 PASSES = ("fwd", "bwd_input", "bwd_weight")
+AUTOGRAD = "autograd"  # forward and both gradients, as a user asks for them
 LAYOUTS = ("NCHW", "NHWC")
 FAMILIES = ("3x3", "1x1", "few channels", "depthwise", "grouped", "other")
 
@@ -137,7 +138,8 @@ def text(rows: Sequence[Row]) -> str:
             for (layout, direction), group in by(part, lambda r: (r["layout"], r["pass"])).items():
                 if c := compare(group):
                     lines.append(f"  {layout} {direction}: {c}")
-            lines.append(f"  torch's better layout over ours: x{over_best_layout(part):.2f}")
+            if not math.isnan(best := over_best_layout(part)):
+                lines.append(f"  torch's better layout over ours: x{best:.2f}")
             if shares := [s for r in part if (s := share_of_roof(r))]:
                 low = sum(s < 0.4 for s in shares)
                 lines.append(

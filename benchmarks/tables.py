@@ -28,6 +28,7 @@ def title(run: Record) -> str:
     parts += [f"batch {a['batch']}"] if a.get("batch", "None") != "None" else []
     parts += ["cold caches"] if a.get("cold") == "True" else []
     parts += ["each player in its own process"] if a.get("peers", "[]") != "[]" else []
+    parts += [a["passes"]] if a.get("passes", "None") not in ("None", "fwd") else []
     parts += ["GPU"] if a.get("device") == "cuda" else []
     return ", ".join(parts)
 
@@ -96,12 +97,14 @@ def roof(run: Record) -> str:
 def layers(run: Record, over: str = "torch", malloc: str = "default") -> str:
     """Every layer: forward / input gradient / weight gradient in both layouts, and the kernels."""
     rows = [r for r in run["rows"] if r["malloc"] == malloc]
+    timed = {r["pass"] for r in rows}
+    passes = [p for p in (*PASSES, summary.AUTOGRAD) if p in timed]
     lines = []
     for layer, of_layer in summary.by(rows, lambda r: r["layer"]).items():
         cells = [layer]
         for layout in LAYOUTS:
             by_pass = {r["pass"]: r for r in of_layer if r["layout"] == layout}
-            cells.append(" / ".join(ratio(by_pass.get(p), over) for p in PASSES))
+            cells.append(" / ".join(ratio(by_pass.get(p), over) for p in passes))
         kernels = dict.fromkeys(r["kernel"] for r in of_layer if "kernel" in r)
         largest = max(
             (m["max_error"] for r in of_layer if (m := r["players"].get("pyconv", {}))), default=0
@@ -115,15 +118,19 @@ def layers(run: Record, over: str = "torch", malloc: str = "default") -> str:
 
 
 def against_peers(run: Record, malloc: str = "default") -> str:
-    """Every row beside every player."""
+    """Every row: the milliseconds of every player, and ours against them."""
     rows = [r for r in run["rows"] if r["malloc"] == malloc]
-    names = summary.others(rows)
+    ours = ["pyconv"] if any(summary.seconds(r, "pyconv") for r in rows) else []
+    names = [*ours, *summary.others(rows)]
     lines = []
     for row in rows:
-        ours = summary.seconds(row, "pyconv")
-        time = f"{ours * 1e3:.3f}" if ours else "-"
-        lines.append([summary.name_of(row), time, *(ratio(row, name) for name in names)])
-    return table(["", "pyconv, ms", *(f"over {name}" for name in names)], lines)
+        cells = [summary.name_of(row)]
+        for name in names:
+            time = summary.seconds(row, name)
+            speedup = f", x{ratio(row, name)}" if ours and time and name != "pyconv" else ""
+            cells.append(f"{time * 1e3:.3f}{speedup}" if time else "-")
+        lines.append(cells)
+    return table(["milliseconds", *names], lines)
 
 
 def steps(run: Record, malloc: str = "default") -> str:
@@ -197,11 +204,12 @@ def _default(run: Record) -> list[Row]:
 def readme(runs: Sequence[Record]) -> dict[str, str]:
     """The README's tables by marker."""
     found = {}
-    convolutions = [r for r in runs if r["benchmark"] == "conv2d"]
+    convolutions = [r for r in runs if r["benchmark"] == "conv2d" and summary.compare(r["rows"])]
     if convolutions:
         main = convolutions[0]
         text = [
-            "torch's time over ours, above 1 is faster, for the layers of `benchmarks/conv2d.txt`:",
+            "torch's time over ours, above 1 is faster, for the layers of `benchmarks/conv2d.txt` (every row: "
+            "`docs/benchmarks.md`):",
             overview(convolutions),
             f"By kind of layer, {title(main)}:",
             families(main),

@@ -72,6 +72,7 @@ def record(benchmark, rows, **arguments):
     machine = {
         "cpu": "a CPU",
         "threads": 2,
+        "cores_in_use_by_others": 0.1,
         "isa": "avx2",
         "torch": "2.13",
         "date": "2026-01-01T00:00",
@@ -167,6 +168,9 @@ def test_report_from_files_with_the_plain_run_first(tmp_path, capsys):
     output.write(results, "d", record("sizes", [what]))
     extra = {"players": {"winograd": {"extra": 2**20}, "torch": {"extra": 2**21}}, "result": 0}
     output.write(results, "e", record("memory", [{**ROWS[0], **extra}]))
+    gpu = {**ROWS[0], "players": {"cudnn": ROWS[0]["players"]["torch"]}}
+    output.write(results, "f", record("conv2d", [gpu], **(flags | {"device": "cuda"})))
+    output.write(results, "g-part", record("conv2d", ROWS, **flags))
     readme.write_text((ROOT / "README.md").read_text())
     arguments = ["report", "--results", results, "--readme", readme, "--document", document]
     assert main(*arguments) == 0
@@ -175,11 +179,13 @@ def test_report_from_files_with_the_plain_run_first(tmp_path, capsys):
         "conv2d: float32, 2 threads",
         "conv2d: float32, 2 threads, batch 1",
         "conv2d: float32, 2 threads, each player in its own process",
+        "conv2d: float32, 2 threads, GPU",
         "sizes: 2 threads",
         "memory: 2 threads",
     ]
     assert "- a NHWC fwd, default malloc: 0.50 (winograd)" in document.read_text()
     assert "| a NCHW fwd | winograd | 0.0 | 1.0 | 2.0 |" in document.read_text()
+    assert "| milliseconds | cudnn |\n| --- | --- |\n| a NCHW fwd | 4.000 |" in document.read_text()
     with (results / "b.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["player"] for line in lines[:2]] == ["pyconv", "torch"]
@@ -281,14 +287,20 @@ def test_a_layer_is_timed_and_written(tmp_path, capsys):
     assert (
         main("conv2d", *flags, "fwd,bwd_weight", "--dtype", "bfloat16", "--output", tmp_path) == 0
     )
-    rows = json.loads((tmp_path / "conv2d-bfloat16-1t.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "conv2d-bfloat16-1t-fwd-bwd_weight-part.json").read_text())[
+        "rows"
+    ]
     assert [(r["layout"], r["pass"]) for r in rows] == [
         (layout, p) for layout in ("NCHW", "NHWC") for p in ("fwd", "bwd_weight")
     ]
     for r in rows:
         assert set(r["players"]) == {"pyconv", "torch", "pyconv float32"}
         assert all(m["median"] > 0 and m["right"] for m in r["players"].values())
+    assert main("conv2d", *flags, "autograd", "--layout", "nhwc", "--output", tmp_path) == 0
+    (r,) = json.loads((tmp_path / "conv2d-float32-1t-autograd-part.json").read_text())["rows"]
+    assert all(m["median"] > 0 and m["right"] for m in r["players"].values())
     assert main("conv2d", *flags, "backwards") == 2
+    assert main("conv2d", "--cold", "--peers", "openvino") == 2
     assert main("conv2d", "--conv", "ic3") == 2
 
 
