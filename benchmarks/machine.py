@@ -95,6 +95,9 @@ def _cpu_ticks() -> tuple[int, int]:
 
 
 def _commit() -> str:
+    """Of a checkout; an installed pyconv has a version instead, in `info`."""
+    if __package__ != "benchmarks":
+        return "installed"
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import conv2d, networks
 from pyconv._explain import PASSES, candidate_call
+
+from . import conv2d, networks
 
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
