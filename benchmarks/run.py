@@ -75,7 +75,7 @@ def run(
     players: Sequence[str],
     tasks: Iterable[tuple[dict[str, Any], dict[str, Any]]],
 ) -> int:
-    """Times every task under every malloc; prints a line for each, writes the files; 1 if a result of ours is wrong.
+    """Times every task under every malloc; prints a line for each, writes the files; 1 if ours is wrong or fails.
 
     Args:
         name: of the files, if the flags give none.
@@ -103,7 +103,8 @@ def run(
     sys.stdout.write(summary.text(rows) + "\n")
     for path in output.write(args.output, args.name or name, written):
         sys.stdout.write(f"{path}\n")
-    return 1 if any(p == "pyconv" for _, p in summary.wrong(rows)) else 0
+    bad = {p for _, p in summary.wrong(rows)} | {p for _, p, _ in summary.failed(rows)}
+    return 1 if "pyconv" in bad else 0
 
 
 def line(row: dict[str, Any]) -> str:
@@ -111,7 +112,9 @@ def line(row: dict[str, Any]) -> str:
     parts = [f"{summary.name_of(row):<36} {row['malloc']:<7} {row.get('kernel', ''):<23}"]
     for player, m in row["players"].items():
         if "unable" in m:
-            parts.append(f"{player}: {m['unable']}")
+            continue
+        if "failed" in m:
+            parts.append(f"{player} FAILED: {m['failed']}")
             continue
         if "median" not in m:
             parts.append(f"{player} WRONG, error {m['error']:.1e}")

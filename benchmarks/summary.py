@@ -56,6 +56,11 @@ def wrong(rows: Iterable[Row]) -> list[tuple[Row, str]]:
     return [(r, p) for r in rows for p, m in r["players"].items() if m.get("right") is False]
 
 
+def failed(rows: Iterable[Row]) -> list[tuple[Row, str, str]]:
+    """Rows and players that ended with an error, and that error."""
+    return [(r, p, m["failed"]) for r in rows for p, m in r["players"].items() if "failed" in m]
+
+
 def geometric_mean(ratios: Iterable[float]) -> float:
     logs = [math.log(r) for r in ratios]
     return math.exp(sum(logs) / len(logs)) if logs else float("nan")
@@ -150,4 +155,5 @@ def text(rows: Sequence[Row]) -> str:
             for r in worst(part)
         ]
     lines += [f"WRONG, not timed: {name_of(r)} {p}" for r, p in wrong(rows)]
+    lines += [f"FAILED: {name_of(r)} {p}: {why}" for r, p, why in failed(rows)]
     return "\n".join(lines)

@@ -161,6 +161,9 @@ def losses(run: Record) -> str:
     found += [
         f"- {summary.name_of(r)}: {p} is wrong, not timed" for r, p in summary.wrong(run["rows"])
     ]
+    found += [
+        f"- {summary.name_of(r)}: {p} failed, {why}" for r, p, why in summary.failed(run["rows"])
+    ]
     return "\n".join(found) or "None."
 
 

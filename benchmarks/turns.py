@@ -115,7 +115,7 @@ class Stage:
         """Of each player: the error and, if that is small, the time.
 
         {"error", "max_error", "about", "median", "iqr", "reliable", "faults"}, without the last four if the result is
-        wrong; {"unable": why} if there is none.
+        wrong; {"unable": why} or {"failed": why} if there is none.
         """
         found: dict[str, dict[str, Any]] = {}
         faults: dict[str, list[float]] = {}
@@ -127,8 +127,8 @@ class Stage:
 
                 def turn(calls: int, player: str = player) -> float:
                     answer = self._ask(player, do="time", player=player, calls=calls)
-                    if "unable" in answer:
-                        raise WorkerDied(f"{player} at {task}: {answer['unable']}")
+                    if "failed" in answer:
+                        raise WorkerDied(f"{player} at {task}: {answer['failed']}")
                     faults[player].append(answer["faults"])
                     return answer["seconds"]
 
@@ -150,4 +150,4 @@ class Stage:
             return self._worker(player).ask(**request)
         except WorkerDied as death:
             del self._workers[player if self._apart else ""]
-            return {"unable": str(death)}
+            return {"failed": str(death)}

@@ -5,9 +5,11 @@
 MODULE.prepare(player, task) makes the subjects (benchmarks.players). One JSON object a line on stdin, one back on
 stdout; everything else that a library prints goes to stderr.
 
-    {"do": "prepare", "player": p, "task": t}   -> {"error", "max_error", "right", "about"} or {"unable": why}
+    {"do": "prepare", "player": p, "task": t}   -> {"error", "max_error", "right", "about"}
     {"do": "time", "player": p, "calls": n}     -> {"seconds": of one call, "faults": page faults of one call}
     {"do": "forget"}                            -> {}
+
+Or {"unable": why} where the player has no such thing, {"failed": why} where it should have.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def serve(
             answer = {"unable": str(why)}
         except Exception as error:  # a peer that fails at one layer has more to do
             reason = [*str(error).strip().splitlines(), ""][0]
-            answer = {"unable": f"{type(error).__name__}: {reason}"}
+            answer = {"failed": f"{type(error).__name__}: {reason}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -136,6 +136,8 @@ def test_text_names_losses_and_wrong_results():
     text = summary.text(ROWS)
     assert "slower than torch: a NHWC fwd x0.50 winograd" in text
     assert "WRONG, not timed: b NCHW fwd torch" in text
+    broken = {**ROWS[0], "players": {"openvino": {"failed": "RuntimeError: no"}}}
+    assert "FAILED: a NCHW fwd openvino: RuntimeError: no" in summary.text([broken])
 
 
 def test_report_rewrites_between_its_markers_only():
@@ -219,9 +221,9 @@ def test_worker_answers_every_line_and_outlives_failures():
     assert time["seconds"] == 2.0
     assert time["faults"] >= 0
     assert unable == {"unable": "there is no such thing here"}
-    assert fails == {"unable": "ZeroDivisionError: by zero"}
+    assert fails == {"failed": "ZeroDivisionError: by zero"}
     assert forgot == {}
-    assert gone["unable"].startswith("KeyError")
+    assert gone["failed"].startswith("KeyError")
 
 
 def test_stage_takes_turns_in_processes_that_sleep_between():
@@ -235,7 +237,7 @@ def test_stage_takes_turns_in_processes_that_sleep_between():
     assert found["pyconv"]["median"] == 1e-3
     assert found["pyconv"]["about"]["malloc"] == MALLOC["tuned"]["MALLOC_TOP_PAD_"]
     assert "median" not in found["wrong"]
-    assert "ended with 3" in found["dies"]["unable"]
+    assert "ended with 3" in found["dies"]["failed"]
 
 
 def test_errors_are_relative_to_float64():
