@@ -222,13 +222,17 @@ int64_t packed_size(const Conv2dShape& s) {
 
 template <class T>
 void pack(const Conv2dShape& s, const T* w, acc_t<T>* panels) {
-  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   const int64_t J = s.ic_per_group() * s.KH * s.KW, M = s.oc_per_group(), blocks = divide_up(M, BN);
   parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t m = i % blocks * BN;
       const Run all = {0, 0, J};
-      copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panels + i * (J + L) * BN, BN);
+      A* panel = panels + i * (J + L) * BN;
+      // What the copy leaves is zero, so that equal weights make equal panels.
+      for (int64_t k = M - m > L ? J * BN : 0; k < (J + L) * BN; k++) panel[k] = 0;
+      copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panel, BN);
     }
   });
 }
