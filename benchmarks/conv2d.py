@@ -14,7 +14,7 @@ from pyconv._conv_string import Conv2dCase, conv2d
 
 from . import cudnn, run
 from .players import FLOAT32
-from .summary import AUTOGRAD, PASSES, family
+from .summary import AUTOGRAD, PACKED, PASSES, family
 
 TIERS = ("smoke", "core", "full")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
     if args.cold and args.peers:
         sys.stderr.write("conv2d: --cold keeps many copies of a layer, too many for --peers\n")
         return 2
-    players = ["pyconv", "torch", *run.present(args.peers)]
+    players = ["pyconv", "torch", *([PACKED, *run.present(args.peers)] if args.peers else [])]
     if args.device == "cuda":
         if why := cudnn.missing():
             sys.stdout.write(why + "\n")

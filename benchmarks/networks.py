@@ -16,6 +16,7 @@ from pyconv import models
 
 from . import peers
 from .subject import Subject, errors
+from .summary import FUSED
 
 
 class InvertedResidual(nn.Module):
@@ -142,6 +143,8 @@ def twin(name: str, batch: int | None, channels_last: bool) -> Twin:
 def model_of(player: str, twin: Twin) -> Module:
     """The twin's model with the player's layers."""
     model = copy.deepcopy(twin.model)
+    if player == FUSED:
+        return pyconv.prepack(pyconv.fuse(model.eval(), report=lambda _: None))
     return pyconv.convert(model, report=lambda _: None) if player == "pyconv" else model
 
 
@@ -176,7 +179,7 @@ def result(model: Module, x: Tensor, labels: Tensor, mode: str) -> Tensor:
     """What a step computes: the logits, or all gradients in one vector."""
     if mode == "infer":
         with torch.inference_mode():
-            return model.eval()(x)
+            return (model.eval() if model.training else model)(x)
     model.train().zero_grad()
     nn.functional.cross_entropy(model(x), labels).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

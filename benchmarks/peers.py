@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from .subject import Unable
+from .summary import FUSED, PACKED
 
 # name: modules that must be importable
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -35,11 +36,11 @@ def missing(player: str) -> str:
 
 def require(player: str, task: dict[str, Any]) -> None:
     """Raises Unable where the peer has no such thing."""
-    if player not in NEEDS:
+    if player not in (*NEEDS, PACKED, FUSED):
         return
     if task.get("pass", "fwd") != "fwd" or task.get("mode", "infer") != "infer":
         raise Unable(f"{player} is timed in inference only")
-    if player != "torch.compile":
+    if player in ("onnxruntime", "openvino"):
         if task["layout"] != "NCHW":
             raise Unable(f"{player} takes NCHW only")
         if task.get("dtype", "float32") != "float32":

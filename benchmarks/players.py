@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyconv
 from pyconv import ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._explain import candidate_call, explain_case, operands, torch_call
 
 from . import cudnn, networks, peers
 from .subject import LARGEST_ERROR, Subject, errors, rotating
+from .summary import PACKED
 
 Task = dict[str, Any]
 Result = Tensor | tuple[Tensor, ...]
@@ -55,6 +57,8 @@ def _layer(player: str, task: Task) -> Subject:
                 case, dtype, last, direction, "torch" if player == "torch" else ""
             )
         x, w, dy = operands(case, dtype, last)
+        if player == PACKED:
+            return _packed(case, x, w)
         if player in cudnn.VARIANTS:
             return cudnn.layer(player, torch_call, case, (x, w, dy), direction)
         return peers.inference(player, _module(case, w), x)
@@ -121,6 +125,16 @@ def _autograd(
 def _vector(result: Result) -> Tensor:
     parts = (result,) if isinstance(result, Tensor) else result
     return torch.cat([part.flatten() for part in parts])
+
+
+def _packed(case: Conv2dCase, x: Tensor, w: Tensor) -> Callable[[], Tensor]:
+    layer = pyconv.prepack(pyconv.convert(_module(case, w), report=lambda _: None))
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return layer(x)
+
+    return call
 
 
 def _module(case: Conv2dCase, w: Tensor) -> torch.nn.Module:

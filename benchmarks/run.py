@@ -123,7 +123,7 @@ def line(row: dict[str, Any]) -> str:
         text += f" ({m['error']:.0e}, {m['faults']:.0f} faults)"
         if player == "pyconv" and (roof := summary.share_of_roof(row)):
             text += f" {row['flops'] / m['median'] / 1e9:.0f} GFLOP/s {roof:.0%} of roof"
-        if player != "pyconv" and (ratio := summary.speedup(row, player)):
+        if player not in summary.OURS and (ratio := summary.speedup(row, player)):
             text += f" x{ratio:.2f}"
         parts.append(text)
     return " | ".join(parts)

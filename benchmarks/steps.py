@@ -9,6 +9,7 @@ from typing import Any
 
 from . import run
 from .networks import NETWORKS
+from .summary import FUSED
 
 # name: (mode, batch; None is the network's own)
 MODES: dict[str, tuple[str, int | None]] = {
@@ -48,5 +49,5 @@ def main(args: argparse.Namespace) -> int:
         ["part"] if args.filter or args.layout != "both" or (args.modes and not args.peers) else []
     )
     return run.run(
-        args, "-".join(parts), ["pyconv", "torch", *run.present(args.peers)], tasks(args)
+        args, "-".join(parts), ["pyconv", FUSED, "torch", *run.present(args.peers)], tasks(args)
     )

@@ -18,6 +18,9 @@ Row = dict[str, Any]
 PASSES = ("fwd", "bwd_input", "bwd_weight")
 AUTOGRAD = "autograd"  # forward and both gradients, as a user asks for them
 LAYOUTS = ("NCHW", "NHWC")
+# Inference as the peers do it: weights packed once, and batch norm and ReLU inside the convolutions.
+PACKED, FUSED = "pyconv packed", "pyconv fused"
+OURS = ("pyconv", PACKED, FUSED)
 FAMILIES = ("3x3", "1x1", "few channels", "depthwise", "grouped", "other")
 
 
@@ -39,10 +42,10 @@ def seconds(row: Row, player: str) -> float | None:
     return row["players"].get(player, {}).get("median")
 
 
-def speedup(row: Row, over: str = "torch") -> float | None:
-    """The other's time over pyconv's: above 1, pyconv is faster."""
-    ours, theirs = seconds(row, "pyconv"), seconds(row, over)
-    return theirs / ours if ours and theirs else None
+def speedup(row: Row, over: str = "torch", ours: str = "pyconv") -> float | None:
+    """The other's time over ours: above 1, we are faster."""
+    our_time, their_time = seconds(row, ours), seconds(row, over)
+    return their_time / our_time if our_time and their_time else None
 
 
 def share_of_roof(row: Row) -> float | None:
@@ -68,8 +71,9 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Speed-ups over one player, in one sentence's numbers."""
+    """Speed-ups of one of ours over another player, in one sentence's numbers."""
 
+    ours: str
     over: str
     mean: float  # geometric
     least: float
@@ -78,24 +82,26 @@ class Comparison:
     losses: int
 
     def __str__(self) -> str:
+        who = "" if self.ours == "pyconv" else f"{self.ours} "
         return (
-            f"x{self.mean:.2f} over {self.over} (x{self.least:.2f} to x{self.most:.2f}), "
+            f"{who}x{self.mean:.2f} over {self.over} (x{self.least:.2f} to x{self.most:.2f}), "
             f"slower in {self.losses} of {self.rows}"
         )
 
 
-def compare(rows: Iterable[Row], over: str = "torch") -> Comparison | None:
+def compare(rows: Iterable[Row], over: str = "torch", ours: str = "pyconv") -> Comparison | None:
     """None if no row has both times."""
-    ratios = [s for s in (speedup(r, over) for r in rows) if s]
+    ratios = [s for s in (speedup(r, over, ours) for r in rows) if s]
     if not ratios:
         return None
     losses = sum(r < 1 for r in ratios)
-    return Comparison(over, geometric_mean(ratios), min(ratios), max(ratios), len(ratios), losses)
+    mean = geometric_mean(ratios)
+    return Comparison(ours, over, mean, min(ratios), max(ratios), len(ratios), losses)
 
 
 def others(rows: Iterable[Row]) -> list[str]:
-    """Every player but pyconv that has a time, in order of appearance."""
-    names = (p for r in rows for p, m in r["players"].items() if p != "pyconv" and "median" in m)
+    """Every player but ours that has a time, in order of appearance."""
+    names = (p for r in rows for p, m in r["players"].items() if p not in OURS and "median" in m)
     return list(dict.fromkeys(names))
 
 
@@ -138,7 +144,8 @@ def text(rows: Sequence[Row]) -> str:
     """What a run prints at its end: means, then every loss by name."""
     lines = []
     for malloc, part in by(rows, lambda r: r["malloc"]).items():
-        lines += [f"{malloc} malloc: {c}" for p in others(part) if (c := compare(part, p))]
+        pairs = [(p, ours) for ours in OURS for p in others(part)]
+        lines += [f"{malloc} malloc: {c}" for pair in pairs if (c := compare(part, *pair))]
         if "case" in part[0]:
             for (layout, direction), group in by(part, lambda r: (r["layout"], r["pass"])).items():
                 if c := compare(group):

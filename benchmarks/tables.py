@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from . import summary
 from .machine import said_of
-from .summary import FAMILIES, LAYOUTS, PASSES, Row
+from .summary import FAMILIES, LAYOUTS, OURS, PASSES, Row
 
 Record = dict[str, Any]
 WORST = 10  # rows that the README names; docs/benchmarks.md has them all
@@ -33,12 +34,12 @@ def title(run: Record) -> str:
     return ", ".join(parts)
 
 
-def ratio(row: Row | None, over: str = "torch") -> str:
+def ratio(row: Row | None, over: str = "torch", ours: str = "pyconv") -> str:
     """The speed-up with two decimals; "-" where there is none, "?" behind one that was not stable."""
-    value = summary.speedup(row, over) if row else None
+    value = summary.speedup(row, over, ours) if row else None
     if not row or not value:
         return "-"
-    stable = all(row["players"][p]["reliable"] for p in ("pyconv", over))
+    stable = all(row["players"][p]["reliable"] for p in (ours, over))
     return f"{value:.2f}{'' if stable else '?'}"
 
 
@@ -46,16 +47,18 @@ def overview(runs: Sequence[Record]) -> str:
     """A line for every run and player it was compared with."""
     lines = []
     for run in runs:
-        for over in summary.others(run["rows"]):
-            cells = [title(run), over]
+        for ours, over in itertools.product(OURS, summary.others(run["rows"])):
+            cells = [", ".join([title(run), *ours.split()[1:]]), over]
             for malloc in ("default", "tuned"):
-                c = summary.compare((r for r in run["rows"] if r["malloc"] == malloc), over)
+                rows = [r for r in run["rows"] if r["malloc"] == malloc]
+                c = summary.compare(rows, over, ours)
                 cells += (
                     [f"{c.mean:.2f}", f"{c.losses} of {c.rows}", f"{c.least:.2f}"]
                     if c
                     else ["-"] * 3
                 )
-            lines.append(cells)
+            if cells[2:] != ["-"] * 6:
+                lines.append(cells)
     head = ["run", "over", "geometric mean", "slower in", "worst"]
     return table([*head, "tuned malloc", "slower in", "worst"], lines)
 
@@ -120,15 +123,15 @@ def layers(run: Record, over: str = "torch", malloc: str = "default") -> str:
 def against_peers(run: Record, malloc: str = "default") -> str:
     """Every row: the milliseconds of every player, and ours against them."""
     rows = [r for r in run["rows"] if r["malloc"] == malloc]
-    ours = ["pyconv"] if any(summary.seconds(r, "pyconv") for r in rows) else []
+    ours = [p for p in OURS if any(summary.seconds(r, p) for r in rows)]
     names = [*ours, *summary.others(rows)]
     lines = []
     for row in rows:
         cells = [summary.name_of(row)]
         for name in names:
             time = summary.seconds(row, name)
-            speedup = f", x{ratio(row, name)}" if ours and time and name != "pyconv" else ""
-            cells.append(f"{time * 1e3:.3f}{speedup}" if time else "-")
+            speedups = [f"x{ratio(row, name, p)}" for p in ours if name not in OURS]
+            cells.append(", ".join([f"{time * 1e3:.3f}", *speedups]) if time else "-")
         lines.append(cells)
     return table(["milliseconds", *names], lines)
 
@@ -144,8 +147,12 @@ def steps(run: Record, malloc: str = "default") -> str:
         cells = [network, layout]
         for kind in kinds:
             row = next((r for r in group if (r["mode"], r["batch"]) == kind), None)
-            ours = summary.seconds(row, "pyconv") if row else None
-            cells.append(f"{ours * 1e3:.2f} ms, x{ratio(row)}" if ours else "-")
+            times = {p: t for p in OURS if row and (t := summary.seconds(row, p))}
+            texts = [
+                f"{p.removeprefix('pyconv')} {t * 1e3:.2f} ms, x{ratio(row, ours=p)}"
+                for p, t in times.items()
+            ]
+            cells.append(";".join(texts).strip() or "-")
         lines.append(cells)
     return table(["network", "layout", *heads], lines)
 
@@ -232,7 +239,8 @@ def document(runs: Sequence[Record]) -> str:
         "# Benchmarks, every row",
         "Written by `python -m benchmarks report` from the last runs; how they are made is in "
         "`benchmarks/README.md`. A number is torch's (or another's) time over ours, above 1 is faster; three of them "
-        "are forward / input gradient / weight gradient; `?` marks a spread above a tenth of the median.",
+        "are forward / input gradient / weight gradient; `?` marks a spread above a tenth of the median. Behind a "
+        "time in milliseconds stand the speed-ups of each of ours over it, in the order of the columns.",
     ]
     for run in runs:
         kind = run["benchmark"]

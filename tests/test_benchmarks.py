@@ -122,6 +122,10 @@ def test_sums_take_no_time_of_a_wrong_result():
     assert c.mean == pytest.approx((4 * 0.5 * 2) ** (1 / 3))
     assert summary.compare(ROWS, "openvino").rows == 1
     assert summary.compare(ROWS, "onnxruntime") is None
+    fused = row("c", 2e-3, 4e-3, **{summary.FUSED: 1e-3})
+    assert (summary.speedup(fused), summary.speedup(fused, ours=summary.FUSED)) == (2, 4)
+    assert summary.others([fused]) == ["torch"]
+    assert "pyconv fused x4.00 over torch" in summary.text([fused])
     assert summary.wrong(ROWS) == [(ROWS[2], "torch")]
     assert summary.worst(ROWS) == [ROWS[1]]
     assert summary.others(ROWS) == ["torch", "openvino"]
