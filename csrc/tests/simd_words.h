@@ -86,9 +86,59 @@ int summed_wrongly() {
   return sum_lanes<T>(v) != sum;
 }
 
+// Every `step`-th value, and none between or beyond.
+template <class T>
+int stepped_wrongly() {
+  constexpr int L = Vec<T>::size;
+  int bad = 0;
+  for (int step = 1; step <= 3; step++) {
+    for (int count = 0; count <= L; count++) {
+      T to[3 * L];
+      vec<T> v;
+      for (int i = 0; i < 3 * L; i++) to[i] = -1;
+      for (int i = 0; i < L; i++) v[i] = static_cast<T>(i);
+      store_every(to, step, v, count);
+      for (int i = 0; i < 3 * L; i++) bad += to[i] != (i % step == 0 && i / step < count ? i / step : -1);
+    }
+  }
+  return bad;
+}
+
+struct StoreUpTo {
+  template <class T, class V>
+  void store_up_to(T* to, V v, int64_t count) const {
+    store_first<T>(to, v, count);
+  }
+};
+
+// A matrix of up to L x L into vectors of its columns and back, whatever its size.
+template <class T>
+int turned_wrongly() {
+  constexpr int L = Vec<T>::size, pitch = L + 3;
+  T from[L * pitch], to[L * L], back[L * pitch];
+  int bad = 0;
+  for (int rows = 1; rows <= L; rows++) {
+    for (int columns = 1; columns <= L; columns++) {
+      for (int i = 0; i < L * pitch; i++) from[i] = static_cast<T>(i + 1), back[i] = -1;
+      load_columns(from, pitch, rows, columns, to, L);
+      for (int j = 0; j < L; j++) {
+        for (int i = 0; i < L; i++) bad += to[j * L + i] != (i < rows && j < columns ? from[i * pitch + j] : 0);
+      }
+      store_columns(to, L, back, pitch, rows, columns, StoreUpTo());
+      for (int i = 0; i < L; i++) {
+        for (int j = 0; j < pitch; j++) {
+          bad += back[i * pitch + j] != (i < rows && j < columns ? from[i * pitch + j] : -1);
+        }
+      }
+    }
+  }
+  return bad;
+}
+
 int simd_words() {
   return transposed_wrongly<float>() + transposed_wrongly<double>() + first_lanes_wrong<float>() +
          first_lanes_wrong<double>() + converted_wrongly<bf16>() + converted_wrongly<f16>() + summed_wrongly<float>() +
          summed_wrongly<double>() + interleaved_wrongly<float>() + interleaved_wrongly<double>() +
-         narrow_tails_wrong<bf16>() + narrow_tails_wrong<f16>();
+         narrow_tails_wrong<bf16>() + narrow_tails_wrong<f16>() + stepped_wrongly<float>() + stepped_wrongly<double>() +
+         turned_wrongly<float>() + turned_wrongly<double>();
 }
