@@ -36,6 +36,10 @@ class PackedWeight:
         """
         if _compiling() or _transforming() or x.device.type != "cpu":
             return None
+        seen = (x.shape, x.dtype, x.stride(1) == 1)
+        last = self._last
+        if last[1] is None and last[0] == seen:
+            return None
         weight = layer._parameters.get("weight")
         if not isinstance(weight, Parameter) or weight.is_inference() or not weight.is_cpu:
             return None  # computed: no identity to remember; made in inference mode: no version
@@ -49,13 +53,11 @@ class PackedWeight:
         if state != self._state:
             self._alias, self._state = weight.detach(), state
             self._by_size, self._last = {}, ((), None)
-        seen = (x.shape, x.dtype, x.stride(1) == 1)
-        last = self._last
+            last = self._last
         if last[0] != seen:
-            size = (x.shape[1:], *seen[1:])
-            if size not in self._by_size:
-                self._by_size[size] = self._pack(layer, x, weight, padding)
-            last = self._last = seen, self._by_size[size]
+            if seen not in self._by_size:
+                self._by_size[seen] = self._pack(layer, x, weight, padding)
+            last = self._last = seen, self._by_size[seen]
         return last[1]
 
     def _pack(self, layer: Any, x: Tensor, weight: Tensor, padding: Any) -> Tensor | None:

@@ -14,7 +14,7 @@ using BwdInput = void(const Conv2dShape& s, const void* dy, const void* w, void*
 using BwdWeight = void(const Conv2dShape& s, const void* dy, const void* x, void* dw);
 
 // Weights in the order in which a kernel reads them, made once for many calls. It depends on the instruction set, the
-// type, the layout and the weight's own shape, not on the image.
+// type, the layout and the weight's own shape; on the image only whether it pays.
 struct Packing {
   int64_t (*bytes)(const Conv2dShape&) = nullptr;  // 0 where it would not pay
   void (*pack)(const Conv2dShape&, const void* w, void* packed) = nullptr;
