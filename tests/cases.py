@@ -72,6 +72,20 @@ CONV2D = [
         "mb1ic2ih1iw70oc2kh1kw9ph0pw4g2",
         "mb1ic1ih70iw90oc1kh3ph1",
         "mb19ic3ih5oc3kh3ph1g3",
+        # tiles of 7, 8 and 14 pixels or rows, one less and one more; strides that share pixels or not
+        "mb1ic16ih6iw13oc16kh3ph1g16",
+        "mb1ic32ih7iw14oc32kh5ph2g32",
+        "mb1ic20ih8iw15oc20kh3sh2ph1g20",
+        "mb1ic16ih15iw29oc16kh3sh2ph1g16",
+        "mb1ic18ih14iw9oc18kh3kw5sh1sw2ph1pw2g18",
+        "mb3ic17ih1iw40oc17kh1kw7ph0pw3g17",
+        "ic3ih7iw2oc3kh1sh1sw3g3",  # phases of the stride without a pixel
+        # vectors of output channels, 1 to 5 of them, and small images that share a job
+        "mb1ic3ih9iw10oc48kh3ph1",
+        "mb1ic2ih11oc65kh4sh2ph1",
+        "mb17ic3ih5oc17kh3sh2ph1",
+        "mb9ic4ih3oc33kh3",
+        "mb1ic8ih12oc40kh3ph1g2",
         # few channels per group: every register tile of 1..6 channels, and taps beyond it
         "ic6ih10iw30oc6kh3ph1g3",
         "ic9ih10iw50oc9kh3ph1g3",

@@ -75,6 +75,80 @@ inline __attribute__((always_inline)) void store_first(float* p, vec<float> v, i
 }
 #endif
 
+// Lanes [from, to), for memory of which only those may be touched, and for sums that only those enter.
+template <class T>
+struct Lanes {
+#if PYCONV_BYTES == 64
+  __mmask16 bits;
+  Lanes() = default;
+  Lanes(int64_t from, int64_t to) : bits(from < to ? (1u << to) - (1u << from) : 0) {}
+#else
+  typename std::conditional<sizeof(T) == 8, int64_t, int32_t>::type lane[Vec<T>::size];
+  Lanes() = default;
+  Lanes(int64_t from, int64_t to) {
+    for (int64_t i = 0; i < Vec<T>::size; i++) lane[i] = i >= from && i < to ? -1 : 0;
+  }
+#endif
+};
+
+// Lanes that stay in a mask register, where there are such: GCC 12 would rather load them again at every use.
+template <class T>
+PYCONV_INLINE Lanes<T> keep(Lanes<T> lanes) {
+#if PYCONV_BYTES == 64
+  asm("" : "+Yk"(lanes.bits));
+#endif
+  return lanes;
+}
+
+#if PYCONV_BYTES == 16
+template <class T>
+PYCONV_NOINLINE vec<T> gather_lanes(const T* p, const Lanes<T>& lanes) {
+  vec<T> v = {};
+  for (int64_t i = 0; i < Vec<T>::size; i++) {
+    if (lanes.lane[i]) v[i] = p[i];
+  }
+  return v;
+}
+#endif
+
+// The lanes of what stands at p; the rest read as zero.
+template <class T>
+PYCONV_INLINE vec<T> load_lanes(const T* p, const Lanes<T>& lanes) {
+#if PYCONV_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (vec<T>)_mm512_maskz_loadu_ps(lanes.bits, p);
+  } else {
+    return (vec<T>)_mm512_maskz_loadu_pd(lanes.bits, p);
+  }
+#elif PYCONV_BYTES == 32
+  const __m256i mask = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes.lane));
+  if constexpr (sizeof(T) == 4) {
+    return (vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), mask);
+  } else {
+    return (vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), mask);
+  }
+#else
+  return gather_lanes(p, lanes);
+#endif
+}
+
+// sum + a * b in the lanes, sum in the rest, whatever a and b hold there.
+template <class T>
+PYCONV_INLINE vec<T> multiply_add(const Lanes<T>& lanes, vec<T> a, vec<T> b, vec<T> sum) {
+#if PYCONV_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (vec<T>)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)sum, lanes.bits);
+  } else {
+    return (vec<T>)_mm512_mask3_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum, lanes.bits);
+  }
+#else
+  typedef decltype(a < b) Bits;
+  Bits mask;
+  __builtin_memcpy(&mask, lanes.lane, sizeof mask);
+  return sum + (vec<T>)((Bits)a & mask) * (vec<T>)((Bits)b & mask);
+#endif
+}
+
 // Storage types as vectors of what they are summed in: load_wide(bf16*) gives as many floats as a vector holds.
 template <class T>
 PYCONV_INLINE vec<acc_t<T>> load_wide(const T* p) {

@@ -28,6 +28,28 @@ int first_lanes_wrong() {
   return bad;
 }
 
+// Lanes outside are not touched, and what the operands hold there does not reach a sum.
+template <class T>
+int lanes_wrong() {
+  constexpr int L = Vec<T>::size;
+  int bad = 0;
+  for (int from = 0; from <= L; from++) {
+    for (int to = 0; to <= L; to++) {
+      const Lanes<T> lanes = keep(Lanes<T>(from, to));
+      T values[L], infinite[L];
+      for (int i = 0; i < L; i++) values[i] = static_cast<T>(i + 1);
+      for (int i = 0; i < L; i++) infinite[i] = i >= from && i < to ? T(2) : T(1) / T(0);
+      const vec<T> loaded = load_lanes(values, lanes);
+      const vec<T> sum = multiply_add(lanes, load(infinite), load_lanes(values, lanes), splat(T(3)));
+      for (int i = 0; i < L; i++) {
+        const bool in = i >= from && i < to;
+        bad += (loaded[i] != (in ? i + 1 : 0)) + (sum[i] != (in ? 2 * (i + 1) + 3 : 3));
+      }
+    }
+  }
+  return bad;
+}
+
 // Conversions of a range of magnitudes, halfway cases and NaN agree with the scalar ones bit by bit.
 template <class T>
 int converted_wrongly() {
@@ -137,8 +159,8 @@ int turned_wrongly() {
 
 int simd_words() {
   return transposed_wrongly<float>() + transposed_wrongly<double>() + first_lanes_wrong<float>() +
-         first_lanes_wrong<double>() + converted_wrongly<bf16>() + converted_wrongly<f16>() + summed_wrongly<float>() +
-         summed_wrongly<double>() + interleaved_wrongly<float>() + interleaved_wrongly<double>() +
-         narrow_tails_wrong<bf16>() + narrow_tails_wrong<f16>() + stepped_wrongly<float>() + stepped_wrongly<double>() +
-         turned_wrongly<float>() + turned_wrongly<double>();
+         lanes_wrong<float>() + lanes_wrong<double>() + first_lanes_wrong<double>() + converted_wrongly<bf16>() +
+         converted_wrongly<f16>() + summed_wrongly<float>() + summed_wrongly<double>() + interleaved_wrongly<float>() +
+         interleaved_wrongly<double>() + narrow_tails_wrong<bf16>() + narrow_tails_wrong<f16>() +
+         stepped_wrongly<float>() + stepped_wrongly<double>() + turned_wrongly<float>() + turned_wrongly<double>();
 }

@@ -114,12 +114,15 @@ bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
   return same("y", y, e.y, exact) & same("dx", dx, e.dx, exact) & same("dw", dw, e.dw, exact);
 }
 
-// Whether the kernel takes the shape; if not it must say why.
+// Whether the kernel takes the shape in all directions; if not it must say why.
 bool accepts(const std::string& algorithm, const Conv2dShape& s) {
-  for (const Answer& answer : conv2d::ask(s, Pass::fwd, Ask::able)) {
-    if (answer.kernel == algorithm) return answer.why.empty();
+  bool all = true;
+  for (Pass pass : {Pass::fwd, Pass::bwd_input, Pass::bwd_weight}) {
+    for (const Answer& answer : conv2d::ask(s, pass, Ask::able)) {
+      if (answer.kernel == algorithm) all = all && answer.why.empty();
+    }
   }
-  return false;
+  return all;
 }
 
 }  // namespace

@@ -58,13 +58,13 @@ Fwd winograd_fwd;
 BwdInput winograd_bwd_input;
 BwdWeight winograd_bwd_weight;
 
-// depthwise_channels_last.cpp: vectors of channels, each with weights of its own.
-std::string depthwise_channels_last_why_not(const Conv2dShape&, Pass, Ask);
-Fwd depthwise_channels_last_fwd;
-BwdInput depthwise_channels_last_bwd_input;
-BwdWeight depthwise_channels_last_bwd_weight;
+// depthwise_channels.cpp: vectors of channels, each with weights of its own.
+std::string depthwise_channels_why_not(const Conv2dShape&, Pass, Ask);
+Fwd depthwise_channels_fwd;
+BwdInput depthwise_channels_bwd_input;
+BwdWeight depthwise_channels_bwd_weight;
 
-// depthwise_planes.cpp: vectors of pixels, four rows at a time.
+// depthwise_planes.cpp: vectors of pixels, several rows at a time.
 std::string depthwise_planes_why_not(const Conv2dShape&, Pass, Ask);
 Fwd depthwise_planes_fwd;
 BwdInput depthwise_planes_bwd_input;
@@ -75,6 +75,12 @@ std::string direct_planes_why_not(const Conv2dShape&, Pass, Ask);
 Fwd direct_planes_fwd;
 BwdInput direct_planes_bwd_input;
 BwdWeight direct_planes_bwd_weight;
+
+// direct_channels.cpp: vectors of output channels, for images of few channels.
+std::string direct_channels_why_not(const Conv2dShape&, Pass, Ask);
+Fwd direct_channels_fwd;
+BwdInput direct_channels_bwd_input;
+BwdWeight direct_channels_bwd_weight;
 
 // implicit_gemm.cpp: one matrix product per direction, any type, any shape.
 std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask);

@@ -15,10 +15,8 @@ std::string depthwise_planes_why_not(const Conv2dShape& s, Pass pass, Ask) {
     return "needs one input and one output channel per group, got " + std::to_string(s.ic_per_group()) + " and " +
            std::to_string(s.oc_per_group());
   }
-  if (s.DH != 1 || s.DW != 1) {
-    return "needs dilation 1, got (" + std::to_string(s.DH) + ", " + std::to_string(s.DW) + ")";
-  }
-  if (pass == Pass::fwd && s.SH > 2) return "needs a vertical stride of 1 or 2, got " + std::to_string(s.SH);
+  if (s.layout != Layout::nchw && s.IC > 1) return "needs NCHW tensors, got channels_last";
+  if (pass != Pass::bwd_input && s.SW > 2) return "needs a horizontal stride of 1 or 2, got " + std::to_string(s.SW);
   return "";
 }
 

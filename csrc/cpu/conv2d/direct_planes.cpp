@@ -22,8 +22,11 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   const auto slower = [](const char* where, int64_t got) {
     return "is slower than implicit_gemm " + std::string(where) + ", got " + std::to_string(got);
   };
-  // 24 channels fill 3/4 of a tile of implicit_gemm; beyond, stems still win: r18.stem 1.2 to 2.3, ds2.c1 1.3 to 2.
-  const bool stem = weight ? terms <= (pixels < 2500 ? 32 : 160) : !gradient && C <= 3;
+  // 24 channels fill 3/4 of a tile of implicit_gemm. Beyond, in NCHW, windows of few channels still win: r18.stem, ds2.c1
+  // and vgg16.c1_1 fwd and bwd_weight 1.02 to 1.25, ConvNeXt's stem and 3 to 64 channels at 32x32 bwd_weight 0.7;
+  // r18.l2.down, alexnet.c2g2, segnet.7x7 and 5x5 of 32 and 64 channels fwd 1.04 to 1.4, bwd_input 1.05 to 1.7.
+  const bool window = s.KH * s.KW > 1 && C <= 128 && M <= 128;
+  const bool stem = weight ? terms <= 160 && pixels >= 10000 : nchw ? window : !gradient && C <= 3;
   if (M > 24 && !stem) return slower("from 25 channels per group that could fill vectors", M);
   // simple_cnn c2, 7x7 outputs in channels_last: 0.7; 16 channels of 7x7: 0.4 as weight gradient, whose every sum is
   // loaded and stored once an image.

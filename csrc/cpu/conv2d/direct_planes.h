@@ -9,13 +9,30 @@
 // Shapes    planes (C, SH, SW, rows, pitch);  w packed (T, KR);  flat output (phases, KR, rows, pitch)
 // Tiling    thread: (image, group, band of rows); registers: KR channels x NV vectors of pixels, or KR x TR taps
 // Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops / (OW / pitch);  loads per FMA 1/KR + 1/NV
-// Limits    any shape; wasteful where many channels could fill the vectors.  Workspace: packed weights, a band a thread
+// Limits    any shape; wasteful where many channels could fill the vectors; an infinite dy that meets a gap gives NaN in
+//           dw.  Workspace: packed weights, a band a thread
 // Source    Zhang, Franchetti, Low, High Performance Zero-Memory Overhead Direct Convolutions, arXiv:1809.10170
 
 namespace direct_planes {
 namespace {
 
 #include "cpu/conv2d/planes.h"
+
+// Rows per job: planes and flat output of a band stay within band_bytes, and there are jobs for several threads.
+int64_t band_rows(const Grid& h, const Grid& w, int64_t in_planes, int64_t out_planes, int64_t images,
+                  int64_t element) {
+  const int64_t pitch = w.columns() + w.high - w.low, reach = h.high - h.low;
+  const int64_t fit = (band_bytes / (element * pitch) - in_planes * reach) / (in_planes + out_planes);
+  const int64_t share = divide_up(h.out(), at_least(8 / at_least(images, 1), 1));
+  return at_most(at_least(at_most(fit, share), 4), h.out());
+}
+
+// Groups per job: enough for 24 KB of planes and output, so that neither the copy of one plane is waited for nor a
+// cache line of channels_last is fetched again for every channel; and jobs for several threads.
+int64_t groups_per_job(int64_t bytes, int64_t G, int64_t jobs) {
+  const int64_t fit = at_most(at_least((24 << 10) / bytes, 1), 16);
+  return at_most(at_most(fit, at_least(jobs / 8, 1)), G);
+}
 
 // Micro-kernel: y[k][v] = sum_t w[t][k] * x[off[t]][v]; registers only.
 template <class A, int KR, int NV>

@@ -12,13 +12,23 @@ namespace {
 // clang-format off
 constexpr Kernel list[] = {
     {"winograd",      "csrc/cpu/conv2d/winograd.h",      winograd_why_not,      winograd_fwd,      winograd_bwd_input,      winograd_bwd_weight},
-    {"depthwise_channels_last", "csrc/cpu/conv2d/depthwise_channels_last.h", depthwise_channels_last_why_not, depthwise_channels_last_fwd, depthwise_channels_last_bwd_input, depthwise_channels_last_bwd_weight},
+    {"depthwise_channels", "csrc/cpu/conv2d/depthwise_channels.h", depthwise_channels_why_not, depthwise_channels_fwd, depthwise_channels_bwd_input, depthwise_channels_bwd_weight},
     {"depthwise_planes", "csrc/cpu/conv2d/depthwise_planes.h", depthwise_planes_why_not, depthwise_planes_fwd, depthwise_planes_bwd_input, depthwise_planes_bwd_weight},
+    {"direct_channels", "csrc/cpu/conv2d/direct_channels.h", direct_channels_why_not, direct_channels_fwd, direct_channels_bwd_input, direct_channels_bwd_weight},
     {"direct_planes", "csrc/cpu/conv2d/direct_planes.h", direct_planes_why_not, direct_planes_fwd, direct_planes_bwd_input, direct_planes_bwd_weight},
     {"implicit_gemm", "csrc/cpu/conv2d/implicit_gemm.h", implicit_gemm_why_not, implicit_gemm_fwd, implicit_gemm_bwd_input, implicit_gemm_bwd_weight, {implicit_gemm_packed_bytes, implicit_gemm_pack, implicit_gemm_fwd_packed}},
     {"reference",     "csrc/cpu/conv2d/reference.cpp",   reference_why_not,     reference_fwd,     reference_bwd_input,     reference_bwd_weight},
 };
 // clang-format on
+
+// A window that is the whole image is a matrix product: every value of an image a channel of one pixel, in either layout.
+Conv2dShape flattened(Conv2dShape s) {
+  if (s.G > 1 || s.OH * s.OW != 1 || s.PH + s.PW > 0 || s.KH != s.IH || s.KW != s.IW) return s;
+  s.IC *= s.IH * s.IW;
+  s.IH = s.IW = s.KH = s.KW = s.SH = s.SW = s.DH = s.DW = 1;
+  s.layout = Layout::nhwc;
+  return s;
+}
 
 }  // namespace
 
@@ -46,7 +56,9 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
   return "";
 }
 
-void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm) {
+void fwd(const Conv2dShape& given, const void* x, const void* w, const Epilogue& e, void* y,
+         const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   choose("conv2d", list, s, Pass::fwd, algorithm).fwd(s, x, w, e, y);
 }
 
@@ -88,21 +100,24 @@ PackedHeader header_of(const Kernel& kernel, const Conv2dShape& s, const void* w
 
 }  // namespace
 
-int64_t packed_bytes(const Conv2dShape& s, const std::string& algorithm) {
+int64_t packed_bytes(const Conv2dShape& given, const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   const Packing& packing = choose("conv2d", list, s, Pass::fwd, algorithm).packing;
   const int64_t bytes = packing.bytes ? packing.bytes(s) : 0;
   return bytes ? bytes + sizeof(PackedHeader) : 0;
 }
 
-void pack(const Conv2dShape& s, const void* w, void* packed, const std::string& algorithm) {
+void pack(const Conv2dShape& given, const void* w, void* packed, const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   const Kernel& kernel = choose("conv2d", list, s, Pass::fwd, algorithm);
   const PackedHeader header = header_of(kernel, s, w);
   std::memcpy(packed, &header, sizeof header);
   kernel.packing.pack(s, w, static_cast<PackedHeader*>(packed) + 1);
 }
 
-void fwd_packed(const Conv2dShape& s, const void* x, const void* w, const void* packed, int64_t bytes,
+void fwd_packed(const Conv2dShape& given, const void* x, const void* w, const void* packed, int64_t bytes,
                 const Epilogue& e, void* y, const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   const Kernel& kernel = choose("conv2d", list, s, Pass::fwd, algorithm);
   if (kernel.packing.fwd && bytes >= int64_t(sizeof(PackedHeader))) {
     const PackedHeader header = header_of(kernel, s, w);
@@ -113,15 +128,17 @@ void fwd_packed(const Conv2dShape& s, const void* x, const void* w, const void* 
   kernel.fwd(s, x, w, e, y);
 }
 
-void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm) {
+void bwd_input(const Conv2dShape& given, const void* dy, const void* w, void* dx, const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   choose("conv2d", list, s, Pass::bwd_input, algorithm).bwd_input(s, dy, w, dx);
 }
 
-void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm) {
+void bwd_weight(const Conv2dShape& given, const void* dy, const void* x, void* dw, const std::string& algorithm) {
+  const Conv2dShape s = flattened(given);
   choose("conv2d", list, s, Pass::bwd_weight, algorithm).bwd_weight(s, dy, x, dw);
 }
 
 std::vector<std::string> algorithms() { return names_of(list); }
-std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
+std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what) { return ask_all(list, flattened(s), pass, what); }
 
 }  // namespace pyconv::conv2d

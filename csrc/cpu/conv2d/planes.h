@@ -16,25 +16,7 @@ constexpr int64_t band_bytes = 256 << 10;  // of planes and output of one job: a
 constexpr int64_t block_vectors = 64;      // of pixels a weight gradient sweeps at once: 4 KB of every row, from L1
 constexpr int64_t serial_flops = 100000;
 
-template <int n>
-struct Int {
-  static constexpr int value = n;
-};
-// Calls body with the compile-time value of n in [1, most].
-template <int most, class Body>
-PYCONV_INLINE void with_int(int64_t n, const Body& body) {
-  if constexpr (most > 1) {
-    if (n < most) return with_int<most - 1>(n, body);
-  }
-  body(Int<most>());
-}
-
-// [0, n) cut into the fewest pieces of at most `most`, as even as can be: piece i is [cut(i), cut(i + 1)).
-struct Cuts {
-  int64_t n, pieces;
-  Cuts(int64_t n, int64_t most) : n(n), pieces(divide_up(n, most)) {}
-  int64_t cut(int64_t i) const { return n * i / pieces; }
-};
+#include "cpu/conv2d/cut.h"
 
 // Calls body with the compile-time values of kr in [1, KR_MAX] and n in [1, widest(kr)].
 template <int KR, int NV, class Body>
@@ -200,22 +182,6 @@ struct Planes {
     }
   }
 };
-
-// Rows per job: planes and flat output of a band stay within band_bytes, and there are jobs for several threads.
-int64_t band_rows(const Grid& h, const Grid& w, int64_t in_planes, int64_t out_planes, int64_t images,
-                  int64_t element) {
-  const int64_t pitch = w.columns() + w.high - w.low, reach = h.high - h.low;
-  const int64_t fit = (band_bytes / (element * pitch) - in_planes * reach) / (in_planes + out_planes);
-  const int64_t share = divide_up(h.out(), at_least(8 / at_least(images, 1), 1));
-  return at_most(at_least(at_most(fit, share), 4), h.out());
-}
-
-// Groups per job: enough for 24 KB of planes and output, so that neither the copy of one plane is waited for nor a
-// cache line of channels_last is fetched again for every channel; and jobs for several threads.
-int64_t groups_per_job(int64_t bytes, int64_t G, int64_t jobs) {
-  const int64_t fit = at_most(at_least((24 << 10) / bytes, 1), 16);
-  return at_most(at_most(fit, at_least(jobs / 8, 1)), G);
-}
 
 // Rows of one channel, `row` apart in an NCHW image; the lines of its column phases are `apart` from one another.
 template <class T, class A>

@@ -1,0 +1,388 @@
+// conv2d / depthwise on channels: vectors of channels, each with weights of its own.
+// Computes  y[o,c] = b[c] + sum_t w[t,c] * x[at(o) + off[t],c]          o: an output pixel, t: a tap
+//           bwd_input   the same from dy, once per phase of the stride, with the taps that the phase meets
+//           bwd_weight  dw[t,c] = sum_o dy[o,c] * x[at(o) + off[t],c]
+// Shapes    channels_last images as they lie in memory if they are of the type summed in and hold a vector of channels,
+//           else a widened copy of a band; NCHW planes transposed, L at a time, and the output back; w (vector, T, L).
+//           The last vector of channels starts early: it overlaps its neighbour
+// Tiling    thread: (image, band of rows, block of channels); registers: P pixels of a row. A pixel is loaded once for up
+//           to 3 taps of a row; a bit says whether it lies in the image, so that no border is stored
+// Cost      2*N*C*OH*OW*KH*KW flops;  loads per FMA 1/3 + 1/P at stride 1, 2/3 + 1/P at stride 2, 1 + 1/P beyond
+//           workspace: packed weights, or sums of taps per chunk of the batch
+// Limits    one input and one output channel per group; planes beyond 128x128 leave L2 while they are transposed
+// Source    Zhang, Lo, Lu, High Performance Depthwise and Pointwise Convolutions on Mobile Devices, arXiv:2001.02504
+
+namespace depthwise_channels {
+namespace {
+
+constexpr int P = PYCONV_BYTES == 64 ? 14 : 8;  // pixels of a tile; + 3 weights and a pixel, of 32 or 16 registers
+constexpr int PW = 7;                           // of a weight gradient; + 3 sums and a pixel
+constexpr int64_t serial_flops = 100000;
+
+#include "cpu/conv2d/depthwise_channels_image.h"
+
+// Where a tile stands: rows of x, the runs of a row, `count` pixels of the output from `to` on.
+struct Tile {
+  int64_t rows, row, runs, count, to_step;
+  const Run* run;
+
+  Tile(const Tiles& tiles, int64_t i, int64_t rows, int64_t row, int64_t to_step)
+      : rows(rows),
+        row(row),
+        runs(tiles.counts[i]),
+        count(tiles.first[i + 1] - tiles.first[i]),
+        to_step(to_step),
+        run(tiles.runs + i * tiles.size) {}
+};
+
+template <class A, int S, int K>
+PYCONV_INLINE void multiply(const Run& run, const A* x, const A* w, vec<A> (&sum)[P]) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> weight[K];
+  _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) weight[k] = keep(load(w + k * L));
+  const A* at = x + run.at;
+  _Pragma("GCC unroll 30") for (int j = 0; j < (P - 1) * S + K; j++, at += run.apart) {
+    if (!(run.inside >> j & 1)) continue;
+    const vec<A> pixel = keep(load(at));
+    _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) {
+      if (j >= k && (j - k) % S == 0 && (j - k) / S < P) sum[(j - k) / S] += pixel * weight[k];
+    }
+  }
+}
+
+// Micro-kernel: y[p] = bias + sum over the taps of a tile, for one vector of channels.
+template <class A, int S>
+PYCONV_NOINLINE void pixel_tile(const Tile& tile, const A* x, const A* w, const A* bias, A* y,
+                                const Finish<A>& finish) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> sum[P];
+  _Pragma("GCC unroll 14") for (int p = 0; p < P; p++) sum[p] = load(bias);
+  for (int64_t r = 0; r < tile.rows; r++, x += tile.row) {
+    for (const Run* run = tile.run; run < tile.run + tile.runs; w += run->taps * L, run++) {
+      if (run->taps == 3) {
+        multiply<A, S, 3>(*run, x, w, sum);
+      } else {
+        multiply<A, 1, 1>(*run, x, w, sum);
+      }
+    }
+  }
+  _Pragma("GCC unroll 14") for (int p = 0; p < P; p++) {
+    if (p < tile.count) finish.store(y + p * tile.to_step, sum[p]);
+  }
+}
+
+template <class A, int S, int K>
+PYCONV_INLINE void multiply_weight(const Run& run, const A* x, const vec<A> (&g)[PW], A* sums) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> sum[K];
+  _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) sum[k] = load(sums + k * L);
+  const A* at = x + run.at;
+  _Pragma("GCC unroll 30") for (int j = 0; j < (PW - 1) * S + K; j++, at += run.apart) {
+    if (!(run.inside >> j & 1)) continue;
+    const vec<A> pixel = keep(load(at));
+    _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) {
+      if (j >= k && (j - k) % S == 0 && (j - k) / S < PW) sum[k] += pixel * g[(j - k) / S];
+    }
+  }
+  _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) store(sums + k * L, sum[k]);
+}
+
+// Micro-kernel of the weight gradient: sums[t] += dy[p] * x[at(p) + off[t]] over a tile of one vector of channels.
+// Tiles of fewer than PW pixels have runs of one tap, or a pixel that none of theirs meets would be multiplied by zero.
+template <class A, int S>
+PYCONV_NOINLINE void weight_tile(const Tile& tile, const A* x, const A* dy, A* sums) {
+  constexpr int64_t L = Vec<A>::size;
+  vec<A> g[PW];
+  _Pragma("GCC unroll 8") for (int p = 0; p < PW; p++) {
+    g[p] = p < tile.count ? load(dy + p * tile.to_step) : vec<A>{};
+  }
+  for (int64_t r = 0; r < tile.rows; r++, x += tile.row) {
+    for (const Run* run = tile.run; run < tile.run + tile.runs; sums += run->taps * L, run++) {
+      if (run->taps == 3) {
+        multiply_weight<A, S, 3>(*run, x, g, sums);
+      } else {
+        multiply_weight<A, 1, 1>(*run, x, g, sums);
+      }
+    }
+  }
+}
+
+// w (C, KH, KW) of the taps in their order: packed (vector, T, L).
+template <class T, class A>
+void pack(const T* w, const Vectors<A>& vectors, int64_t KW, const Axis& ah, const Axis& aw, int64_t apart, A* packed) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t v = 0; v < vectors.count; v++) {
+    A* to = packed + v * apart;
+    for (int64_t i = 0; i < ah.taps; i++) {
+      for (int64_t j = 0; j < aw.taps; j++, to += L) {
+        const int64_t th = ah.offset_step < 0 ? ah.taps - 1 - i : i, tw = aw.offset_step < 0 ? aw.taps - 1 - j : j;
+        const T* tap =
+            w + vectors.first(v) * (apart / L) + (ah.tap0 + th * ah.tap_step) * KW + aw.tap0 + tw * aw.tap_step;
+        for (int64_t l = 0; l < L; l++) to[l] = l < vectors.lanes ? widen(tap[l * (apart / L)]) : 0;
+      }
+    }
+  }
+}
+
+// One tile of row o of output of one phase, vectors [v0, v0 + here). `to`: the first pixel of the row; `row`: the next
+// row of this phase. `ahead`: the next row of x, and `row` of the output, are fetched meanwhile.
+template <class T, class A>
+PYCONV_NOINLINE void multiply_tile(const View<A>& x, const Vectors<A>& vectors, const Line& h, const Line& w,
+                                   const Tiles& tiles, int64_t i, int64_t o, int64_t v0, int64_t here, const A* packed,
+                                   int64_t apart, const A* bias, T* to, int64_t row, const Finish<T>& finish,
+                                   bool ahead) {
+  constexpr int64_t L = Vec<A>::size;
+  const bool direct = !is_copied<T>(vectors);
+  const int64_t to_step = w.out_step * vectors.C;
+  A sums[P * L];
+  Finish<A> in_place;  // of pixels that are written where they belong
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (direct) in_place = finish;
+  }
+  int64_t first, last;
+  h.inside(o, first, last);
+  const Tile tile(tiles, i, last - first, h.apart * x.row, direct ? to_step : L);
+  const A* from = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
+  for (int64_t v = v0; v < v0 + here; v++) {
+    const A *at = from + (direct ? vectors.first(v) : (v - v0) * L), *wv = packed + v * apart + first * w.taps * L;
+    T* pixels = to + tiles.first[i] * to_step + vectors.first(v);
+    if (ahead) {
+      prefetch(at + tile.rows * tile.row + tiles.first[i] * w.step * x.column, h.step, x.row, tile.count * w.step,
+               x.column);
+      prefetch(pixels + row, 1, 0, tile.count, to_step);
+    }
+    A* y = direct ? reinterpret_cast<A*>(pixels) : sums;
+    if (w.step == 2) {
+      pixel_tile<A, 2>(tile, at, wv, bias + v * L, y, in_place);
+    } else {
+      pixel_tile<A, 1>(tile, at, wv, bias + v * L, y, in_place);
+    }
+    for (int64_t p = 0; !direct && p < tile.count; p++) {
+      finish.store_first(pixels + p * to_step, load(sums + p * L), vectors.lanes);
+    }
+  }
+}
+
+// The phases of a problem, the tiles of their rows, and their weights.
+template <class A>
+struct Phases {
+  Grid h, w;
+  int64_t taps, apart;  // of all phases; from one vector's weights to the next's
+  Line* down;           // (h.phases)
+  Line* across;         // (w.phases)
+  char* tiles;          // (w.phases)
+  A* bias;              // (vector, L)
+  A* packed;            // (phase, vector, T, L)
+
+  Phases(const Grid& h, const Grid& w, int64_t vectors)
+      : h(h), w(w), taps(h.kernel * w.kernel), apart(taps * Vec<A>::size) {
+    constexpr int64_t L = Vec<A>::size;
+    const int64_t lines = (h.phases + w.phases) * sizeof(Line), weights = h.phases * w.phases * vectors * apart;
+    bias = static_cast<A*>(scratch(0, sizeof(A) * (vectors * L + weights) + lines + w.phases * tiles_bytes()));
+    packed = bias + vectors * L;
+    down = reinterpret_cast<Line*>(packed + weights);
+    across = down + h.phases;
+    tiles = reinterpret_cast<char*>(across + w.phases);
+  }
+  int64_t tiles_bytes() const { return Tiles::bytes(w.out(), w.kernel, P); }
+  Tiles tiles_of(int64_t q) const { return Tiles(across[q], P, tiles + q * tiles_bytes()); }
+
+  // Lists everything; `column`: from one pixel of a view to the next.
+  template <class T>
+  void fill(const Vectors<A>& vectors, const T* weights, const T* b, int64_t column) {
+    constexpr int64_t L = Vec<A>::size;
+    for (int64_t v = 0; v < vectors.count; v++) {
+      store(bias + v * L, b ? load_wide_first(b + vectors.first(v), vectors.lanes) : vec<A>{});
+    }
+    for (int64_t p = 0; p < h.phases; p++) down[p] = Line(h.axis(p));
+    for (int64_t q = 0; q < w.phases; q++) {
+      across[q] = Line(w.axis(q));
+      tiles_of(q).list(across[q], P, 2, true, column);
+      for (int64_t p = 0; p < h.phases; p++) {
+        pack(weights, vectors, w.kernel, h.axis(p), w.axis(q), apart,
+             packed + (p * w.phases + q) * vectors.count * apart);
+      }
+    }
+  }
+
+  // Rows [oh, oh + rows) of every phase, vectors [v0, v0 + here) of channels. `to`: pixel (0, 0) of the output.
+  template <class T>
+  void multiply(const View<A>& x, const Vectors<A>& vectors, int64_t all, int64_t oh, int64_t rows, int64_t v0,
+                int64_t here, const A* weights, const A* b, T* to, const Finish<T>& finish, bool ahead) const {
+    for (int64_t o = oh; o < oh + rows; o++) {
+      for (int64_t p = 0; p < h.phases; p++) {
+        if (o >= down[p].out) continue;
+        const int64_t row = (down[p].out0 + o * down[p].out_step) * w.total;
+        for (int64_t i = 0; i < divide_up(w.out(), P); i++) {
+          for (int64_t q = 0; q < w.phases; q++) {
+            const Tiles row_tiles = tiles_of(q);
+            if (i >= row_tiles.n) continue;
+            multiply_tile<T>(x, vectors, down[p], across[q], row_tiles, i, o, v0, here,
+                             weights + (p * w.phases + q) * all * apart, apart, b,
+                             to + (row + across[q].out0) * vectors.C, down[p].out_step * w.total * vectors.C, finish,
+                             ahead);
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights, const Finish<T>& finish, T* output) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw);
+  Phases<A> phases(height(s, gradient), width(s, gradient), vectors.count);
+  const Grid &h = phases.h, &w = phases.w;
+  const Reach down(h);
+  const bool copied = is_copied<T>(vectors), ahead = !copied && s.bytes() >= prefetch_bytes;
+  const Jobs jobs(s, h, down, vectors, w.source * L * sizeof(A));
+  const int64_t blocks = jobs.blocks.pieces, C = s.IC, out_pixels = h.total * w.total;
+  phases.fill(vectors, weights, finish.bias, copied ? jobs.held * L : C);
+
+  const int64_t flops = 2 * jobs.band * w.out() * phases.taps * jobs.held * L;
+  parallel_for(s.N * jobs.bands * blocks, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
+    const int64_t pixels = down.extent(jobs.band) * w.source + L;
+    A* copy = static_cast<A*>(scratch(1, copied ? sizeof(A) * pixels * jobs.held * L : 0));
+    A* result = static_cast<A*>(scratch(2, vectors.planes ? sizeof(A) * (out_pixels + L) * L : 0));
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t n = item / (jobs.bands * blocks), oh = item / blocks % jobs.bands * jobs.band,
+                    block = item % blocks;
+      const int64_t v0 = jobs.blocks.cut(block), here = jobs.blocks.cut(block + 1) - v0;
+      const View<A> x = view(source + n * h.source * w.source * C, vectors, h.source, w.source, v0, here, jobs.held,
+                             down.top(oh), down.bottom(oh, jobs.band), copy);
+      if (vectors.planes) {
+        phases.multiply(x, Vectors<A>(L, false), vectors.count, oh, jobs.band, 0, 1, phases.packed + v0 * phases.apart,
+                        phases.bias + v0 * L, result, Finish<A>(), false);
+        scatter_planes(result, out_pixels, vectors.lanes, out_pixels, output + (n * C + vectors.first(v0)) * out_pixels,
+                       finish);
+      } else {
+        phases.multiply(x, vectors, vectors.count, oh, jobs.band, v0, here, phases.packed, phases.bias,
+                        output + n * out_pixels * C, finish, ahead);
+      }
+    }
+  });
+}
+
+template <class T>
+void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
+  run<T>(s, false, x, w, {e, y}, y);
+}
+
+template <class T>
+void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
+  run<T>(s, true, dy, w, {}, dx);
+}
+
+// The sums of output rows [oh, oh + rows) of one image, vectors [v0, v0 + here).
+template <class T, class A>
+void add_weight_rows(const View<A>& x, const View<A>& dy, const Vectors<A>& vectors, const Line& h, const Line& w,
+                     const Tiles& tiles, int64_t oh, int64_t rows, int64_t v0, int64_t here, int64_t taps, A* sums,
+                     bool ahead) {
+  constexpr int64_t L = Vec<A>::size;
+  const bool copied = is_copied<T>(vectors);
+  for (int64_t o = oh; o < at_most(oh + rows, h.out); o++) {
+    int64_t first, last;
+    h.inside(o, first, last);
+    const A* row = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
+    for (int64_t i = 0; i < tiles.n; i++) {
+      const Tile tile(tiles, i, last - first, h.apart * x.row, dy.column);
+      const A* g = dy.at + (o - dy.top) * dy.row + tiles.first[i] * dy.column;
+      for (int64_t v = v0; v < v0 + here; v++) {
+        const int64_t at = copied ? (v - v0) * L : vectors.first(v);
+        A* to = sums + (v * taps + first * w.taps) * L;
+        if (ahead) {
+          prefetch(row + at + tile.rows * tile.row + tiles.first[i] * w.step * x.column, h.step, x.row,
+                   tile.count * w.step, x.column);
+          prefetch(g + at + dy.row, 1, 0, tile.count, dy.column);
+        }
+        if (w.step == 2) {
+          weight_tile<A, 2>(tile, row + at, g + at, to);
+        } else {
+          weight_tile<A, 1>(tile, row + at, g + at, to);
+        }
+      }
+    }
+  }
+}
+
+// Bands of images are dealt into chunks, each with sums of its own, added at the end in their order: parallel, and the
+// same bits for any number of threads.
+template <class T>
+void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const Grid h = height(s, false), w = width(s, false);
+  const Line lh(h.axis(0)), lw(w.axis(0));
+  const Reach down(h);
+  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw);
+  const bool copied = is_copied<T>(vectors);
+  const int64_t C = s.IC, taps = s.KH * s.KW;
+  const Jobs jobs(s, h, down, vectors, (s.IW + s.OW) * L * sizeof(A));
+  const int64_t blocks = jobs.blocks.pieces, units = s.N * jobs.bands;
+  const int64_t chunks = at_least(at_most(units, divide_up(16, blocks)), 1), share = divide_up(units, chunks);
+
+  const int64_t size = vectors.count * taps * L;  // (vector, tap, L), one of them a chunk
+  A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * size + Tiles::bytes(s.OW, s.KW, PW)));
+  Tiles tiles(lw, PW, reinterpret_cast<char*>(sums + chunks * size));
+  tiles.list(lw, PW, 2, false, copied ? jobs.held * L : C);
+
+  const int64_t flops = 2 * share * jobs.band * s.OW * taps * jobs.held * L;
+  parallel_for(chunks * blocks, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
+    const int64_t piece = copied ? jobs.held * L : 0;
+    const int64_t x_size = (down.extent(jobs.band) * s.IW + L) * piece, dy_size = (jobs.band * s.OW + L) * piece;
+    A* copy = static_cast<A*>(scratch(1, sizeof(A) * (x_size + dy_size)));
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t chunk = item / blocks, block = item % blocks;
+      const int64_t v0 = jobs.blocks.cut(block), here = jobs.blocks.cut(block + 1) - v0;
+      A* sum = sums + chunk * size;
+      for (int64_t i = v0 * taps; i < (v0 + here) * taps; i++) store(sum + i * L, vec<A>{});
+      for (int64_t unit = chunk * share; unit < at_most((chunk + 1) * share, units); unit++) {
+        const int64_t n = unit / jobs.bands, oh = unit % jobs.bands * jobs.band,
+                      end_row = at_most(oh + jobs.band, s.OH);
+        const View<A> vx = view(x + n * s.IH * s.IW * C, vectors, s.IH, s.IW, v0, here, jobs.held, down.top(oh),
+                                down.bottom(oh, jobs.band), copy);
+        const View<A> vy =
+            view(dy + n * s.OH * s.OW * C, vectors, s.OH, s.OW, v0, here, jobs.held, oh, end_row, copy + x_size);
+        add_weight_rows<T>(vx, vy, vectors, lh, lw, tiles, oh, jobs.band, v0, here, taps, sum,
+                           !copied && s.bytes() >= prefetch_bytes);
+      }
+    }
+  });
+
+  for (int64_t v = 0; v < vectors.count; v++) {
+    for (int64_t t = 0; t < taps; t++) {
+      vec<A> total = {};
+      for (int64_t chunk = 0; chunk < chunks; chunk++) total += load(sums + chunk * size + (v * taps + t) * L);
+      A lane[L];
+      store(lane, total);
+      for (int64_t l = 0; l < vectors.lanes; l++) pyconv::store(dw + (vectors.first(v) + l) * taps + t, lane[l]);
+    }
+  }
+}
+
+}  // namespace
+
+void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
+  with_type(s.dtype, [&](auto t) {
+    using T = decltype(t);
+    fwd(s, (const T*)x, (const T*)w, e, (T*)y);
+  });
+}
+
+void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
+  with_type(s.dtype, [&](auto t) {
+    using T = decltype(t);
+    bwd_input(s, (const T*)dy, (const T*)w, (T*)dx);
+  });
+}
+
+void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
+  with_type(s.dtype, [&](auto t) {
+    using T = decltype(t);
+    bwd_weight(s, (const T*)dy, (const T*)x, (T*)dw);
+  });
+}
+
+}  // namespace depthwise_channels

@@ -1,0 +1,112 @@
+// Images as vectors of channels, the vocabulary of depthwise_channels.h, included once per ISA by it: where the vectors of
+// an image stand, how NCHW planes become vectors and back, and how images are cut into jobs.
+
+constexpr int64_t block_bytes = 256 << 10;  // of the rows that a row of output meets: a quarter of L2
+
+#include "cpu/conv2d/cut.h"
+#include "cpu/conv2d/finish.h"
+
+// The vectors of C channels: whole ones from `first`, the last as far left as it must, or one that C does not fill.
+template <class A>
+struct Vectors {
+  static constexpr int64_t L = Vec<A>::size;
+  int64_t C, count, lanes;
+  bool planes;  // of an NCHW image
+  Vectors(int64_t C, bool planes) : C(C), count(divide_up(C, L)), lanes(at_most(C, L)), planes(planes) {}
+  int64_t first(int64_t v) const { return C < L ? 0 : at_most(v * L, C - L); }
+};
+
+template <class T, class A>
+bool is_copied(const Vectors<A>& vectors) {
+  return sizeof(T) != sizeof(A) || vectors.C < Vec<A>::size || vectors.planes;
+}
+
+// Pixels of `lanes` planes, `plane` apart, to vectors of their channels: L of each at a time, transposed. Writes whole
+// blocks of L pixels.
+template <class T, class A>
+PYCONV_NOINLINE void gather_planes(const T* from, int64_t plane, int64_t lanes, int64_t pixels, A* to) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t i = 0; i < pixels; i += L, to += L * L) {
+    vec<A> block[L];
+    _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) {
+      const T* at = from + l * plane + i;
+      block[l] = l >= lanes ? vec<A>{} : pixels - i >= L ? load_wide(at) : load_wide_first(at, pixels - i);
+    }
+    transpose<A>(block);
+    _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) store(to + l * L, block[l]);
+  }
+}
+// And back.
+template <class T, class A>
+PYCONV_NOINLINE void scatter_planes(const A* from, int64_t plane, int64_t lanes, int64_t pixels, T* to,
+                                    const Finish<T>& finish) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t i = 0; i < pixels; i += L, from += L * L) {
+    vec<A> block[L];
+    _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) block[l] = load(from + l * L);
+    transpose<A>(block);
+    _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) {
+      if (l >= lanes) continue;
+      if (pixels - i >= L) {
+        finish.store(to + l * plane + i, block[l]);
+      } else {
+        finish.store_first(to + l * plane + i, block[l], pixels - i);
+      }
+    }
+  }
+}
+
+// Vectors of channels of some rows of an image, where they lie or in a widened copy.
+template <class A>
+struct View {
+  const A* at;
+  int64_t row, column, top;  // pitches, and the image row that stands first
+};
+
+// Vectors [v0, v0 + here) of image rows [top, bottom); a copy holds `held` vectors side by side, and v0 first.
+template <class T, class A>
+View<A> view(const T* image, const Vectors<A>& vectors, int64_t H, int64_t W, int64_t v0, int64_t here, int64_t held,
+             int64_t top, int64_t bottom, A* copy) {
+  constexpr int64_t L = Vec<A>::size;
+  const int64_t C = vectors.C;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (!is_copied<T>(vectors)) return {image, W * C, C, 0};
+  }
+  if (vectors.planes) {
+    gather_planes(image + vectors.first(v0) * H * W + top * W, H * W, vectors.lanes, (bottom - top) * W, copy);
+    return {copy, W * L, L, top};
+  }
+  for (int64_t i = 0; i < (bottom - top) * W; i++) {
+    const T* pixel = image + (top * W + i) * C;
+    A* to = copy + i * held * L;
+    for (int64_t v = v0; v < v0 + here; v++, to += L)
+      store(to, load_wide_first(pixel + vectors.first(v), vectors.lanes));
+  }
+  return {copy, W * held * L, held * L, top};
+}
+
+// How the work is cut: blocks of vectors of channels whose rows stay in L2, bands of rows for several threads.
+struct Jobs {
+  Cuts blocks;
+  int64_t held, band, bands;  // vectors of the largest block; rows of a band
+
+  template <class A>
+  Jobs(const Conv2dShape& s, const Grid& h, const Reach& down, const Vectors<A>& vectors, int64_t row_bytes)
+      : blocks(vectors.count, vectors.planes ? 1 : at_least(block_bytes / (row_bytes * down.extent(1)), 1)),
+        held(divide_up(vectors.count, blocks.pieces)) {
+    const int64_t fit = (block_bytes / (row_bytes * held) - (down.high - down.low)) / down.step;
+    const int64_t share = divide_up(h.out(), at_least(8 / at_least(s.N * blocks.pieces, 1), 1));
+    band = vectors.planes ? h.out() : at_most(at_least(at_most(fit, share), 4), h.out());
+    bands = divide_up(h.out(), band);
+  }
+};
+
+// Asks for one vector of `count` pixels of `rows` rows. Images beyond L2 arrive too late by themselves: of every pixel of
+// a tile one vector is read at a time.
+template <class A>
+PYCONV_INLINE void prefetch(const A* at, int64_t rows, int64_t row, int64_t count, int64_t pixel) {
+  for (int64_t r = 0; r < rows; r++, at += row) {
+    for (int64_t p = 0; p < count; p++) __builtin_prefetch(at + p * pixel);
+  }
+}
+constexpr int64_t prefetch_bytes = 4 << 20;  // mbv2.dw.s1, 14 MB: 1.9 to 4 times faster; mbv1.dw5, 3 MB: 0.8
