@@ -16,7 +16,10 @@ std::string depthwise_planes_why_not(const Conv2dShape& s, Pass pass, Ask) {
            std::to_string(s.oc_per_group());
   }
   if (s.layout != Layout::nchw && s.IC > 1) return "needs NCHW tensors, got channels_last";
-  if (pass != Pass::bwd_input && s.SW > 2) return "needs a horizontal stride of 1 or 2, got " + std::to_string(s.SW);
+  if (pass != Pass::bwd_input && s.SW != 1 && (s.SW != 2 || s.SH != 2)) {
+    return "needs a horizontal stride of 1 or a stride of (2, 2), got (" + std::to_string(s.SH) + ", " +
+           std::to_string(s.SW) + ")";
+  }
   return "";
 }
 

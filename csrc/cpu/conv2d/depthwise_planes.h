@@ -8,7 +8,8 @@
 //           rows x TR columns of taps, and rows of dy
 // Cost      2*N*C*OH*OW*KH*KW flops;  a row of x is loaded once for the R rows that it meets: loads per FMA 1/3 + 1/(3 R)
 //           at stride 1; two loads and a shuffle for each at stride 2.  Lanes beyond OW are wasted
-// Limits    NCHW, one input and one output channel per group, and a horizontal stride of at most 2 but for bwd_input
+// Limits    NCHW, one input and one output channel per group, and, but for bwd_input, a horizontal stride of 1, or of 2
+//           both ways
 // Source    Lu, Zhang, Wang, Optimizing Depthwise Separable Convolution Operations on GPUs, TPDS 33(1), 2022
 
 namespace depthwise_planes {
@@ -18,7 +19,6 @@ namespace {
 
 constexpr int R = PYCONV_BYTES == 64 ? 7 : 4;   // rows of a tile of 2 vectors; + 3 weights and a vector of x
 constexpr int TR = PYCONV_BYTES == 64 ? 7 : 3;  // columns of taps of a weight gradient; + 3 rows of dy and x
-constexpr int flat_vectors = 8;                 // of an image of one row: as many chains of FMAs as hide their latency
 
 // Lanes of the L pixels at `from`, `from` + S, ... of a row that lie in it, as the S vectors they are loaded from.
 template <class A, int S>
@@ -121,11 +121,9 @@ struct Blocks {
   int64_t NV, n;
   Pixels<A, SW>* lanes;  // (n, taps, NV)
 
-  static int64_t bytes(int64_t out, int64_t taps) {
-    return (divide_up(out, L) + flat_vectors) * taps * sizeof(Pixels<A, SW>);
-  }
+  static int64_t bytes(int64_t out, int64_t taps) { return (divide_up(out, L) + 1) * taps * sizeof(Pixels<A, SW>); }
   Blocks(const Line& w, int64_t most, void* memory)
-      : NV(w.out > 2 * L ? most : at_least(at_most(divide_up(w.out, L), most), 1)),
+      : NV(at_least(at_most(divide_up(w.out, L), most), 1)),
         n(divide_up(w.out, NV * L)),
         lanes(static_cast<Pixels<A, SW>*>(memory)) {}
   void list(const Line& w) {
@@ -150,10 +148,8 @@ void multiply_plane(const Line& w, const Tiles& tiles, int64_t first, int64_t la
       const Tile tile(tiles, i, w.out - o);
       if (blocks.NV == 1) {
         rows_tile<A, S, SW, R, 1>(tile, at, lanes, w.taps, w.apart, taps, bias, row + o, pitch, finish);
-      } else if (blocks.NV == 2) {
-        rows_tile<A, S, SW, R, 2>(tile, at, lanes, w.taps, w.apart, taps, bias, row + o, pitch, finish);
       } else {
-        rows_tile<A, 1, SW, 1, flat_vectors>(tile, at, lanes, w.taps, w.apart, taps, bias, row + o, pitch, finish);
+        rows_tile<A, S, SW, R, 2>(tile, at, lanes, w.taps, w.apart, taps, bias, row + o, pitch, finish);
       }
     }
   }
@@ -188,26 +184,25 @@ int64_t rows_per_job(int64_t out, int64_t planes) {
 }
 
 // Planes of a source image, each with taps of its own.
-template <class T, int S, int SW>
+template <class T, int S>
 void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights, const Finish<T>& finish, T* output) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
   const Grid h = height(s, gradient), w = width(s, gradient);
   const Reach down(h);
   const int64_t phases = h.phases * w.phases, taps = s.KH * s.KW, planes = s.N * s.G;
-  const bool flat = h.total == 1;
-  const int64_t rows = flat ? 1 : R, band = rows_per_job(h.out(), planes), bands = divide_up(h.out(), band);
+  const int64_t band = rows_per_job(h.out(), planes), bands = divide_up(h.out(), band);
   const bool in_lines = w.phases > 1 || sizeof(T) != sizeof(A);  // the output waits in lines of its phases
   const int64_t pitch = round_up(w.out(), L), line = band * pitch;
-  const int64_t tiles_bytes = Tiles::bytes(h.out(), s.KH, rows), lanes_bytes = Blocks<A, SW>::bytes(w.out(), s.KW);
+  const int64_t tiles_bytes = Tiles::bytes(h.out(), s.KH, R), lanes_bytes = Blocks<A, S>::bytes(w.out(), s.KW);
   const Index4 O = gradient ? s.x_index() : s.y_index();
 
   char* memory = static_cast<char*>(scratch(0, h.phases * tiles_bytes + w.phases * lanes_bytes));
-  const auto tiles_of = [&](const Line& lh, int64_t p) { return Tiles(lh, rows, memory + p * tiles_bytes); };
+  const auto tiles_of = [&](const Line& lh, int64_t p) { return Tiles(lh, R, memory + p * tiles_bytes); };
   const auto blocks_of = [&](const Line& lw, int64_t q) {
-    return Blocks<A, SW>(lw, flat ? flat_vectors : 2, memory + h.phases * tiles_bytes + q * lanes_bytes);
+    return Blocks<A, S>(lw, 2, memory + h.phases * tiles_bytes + q * lanes_bytes);
   };
-  for (int64_t p = 0; p < h.phases; p++) tiles_of(Line(h.axis(p)), p).list(Line(h.axis(p)), rows, S, true, w.source);
+  for (int64_t p = 0; p < h.phases; p++) tiles_of(Line(h.axis(p)), p).list(Line(h.axis(p)), R, S, true, w.source);
   for (int64_t q = 0; q < w.phases; q++) blocks_of(Line(w.axis(q)), q).list(Line(w.axis(q)));
 
   const int64_t flops = 2 * band * w.total * h.phases * taps / phases;
@@ -234,8 +229,8 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
             b = finish.bias ? finish.bias[c] : 0, in_place = finish;
           }
         }
-        multiply_plane<A, S, SW>(lw, tiles, oh / rows, at_most(divide_up(oh + here, rows), tiles.n),
-                                 blocks_of(lw, p % w.phases), x, wide, b, y, y_pitch, in_place);
+        multiply_plane<A, S, S>(lw, tiles, oh / R, at_most(divide_up(oh + here, R), tiles.n),
+                                blocks_of(lw, p % w.phases), x, wide, b, y, y_pitch, in_place);
       }
       if (in_lines) {
         unpack(lines, 1, line, pitch, 1, finish.bias ? finish.bias + c : nullptr, h, w, oh, here, O, to, finish);
@@ -288,7 +283,7 @@ PYCONV_NOINLINE void weight_tile(const Tile& tile, const A* x, const Pixels<A, S
 
 // Bands of images are dealt into chunks, each with sums of its own, lane by lane; lanes and chunks are added in their
 // order at the end: parallel, and the same bits for any number of threads.
-template <class T, int S, int SW>
+template <class T, int S>
 void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
@@ -299,13 +294,13 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   const int64_t units = s.N * bands, chunks = at_least(at_most(units, divide_up(16, s.G)), 1);
   const int64_t share = divide_up(units, chunks);
 
-  const int64_t tiles_bytes = Tiles::bytes(s.OH, s.KH, R), lanes_bytes = Blocks<A, SW>::bytes(s.OW, s.KW);
+  const int64_t tiles_bytes = Tiles::bytes(s.OH, s.KH, R), lanes_bytes = Blocks<A, S>::bytes(s.OW, s.KW);
   char* memory =
       static_cast<char*>(scratch(0, tiles_bytes + round_up(lanes_bytes, 64) + sizeof(A) * chunks * s.G * taps));
   A* totals = reinterpret_cast<A*>(memory + tiles_bytes + round_up(lanes_bytes, 64));  // (chunk, channel, tap)
   Tiles tiles(lh, R, memory);
   tiles.list(lh, R, S, false, s.IW);
-  Blocks<A, SW> blocks(lw, 1, memory + tiles_bytes);
+  Blocks<A, S> blocks(lw, 1, memory + tiles_bytes);
   blocks.list(lw);
 
   const int64_t flops = 2 * share * band * s.OW * taps;
@@ -321,8 +316,8 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
         const A* py = widened(dy + plane * s.OH * s.OW, s.OW, oh, oh + rows, copy_dy);
         for (int64_t i = oh / R; i * R < oh + rows; i++) {
           for (int64_t b = 0; b < blocks.n; b++) {
-            weight_tile<A, S, SW>(Tile(tiles, i, s.OW - b * L), px + b * L * SW + lw.low, blocks.lanes + b * s.KW, s.KW,
-                                  s.DW, py + i * R * s.OW + b * L, s.OW, sums);
+            weight_tile<A, S, S>(Tile(tiles, i, s.OW - b * L), px + b * L * S + lw.low, blocks.lanes + b * s.KW, s.KW,
+                                 s.DW, py + i * R * s.OW + b * L, s.OW, sums);
           }
         }
       }
@@ -337,37 +332,28 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   }
 }
 
-// Calls body with the compile-time strides that it shares loads at; any other vertical stride meets rows one by one.
-template <class Body>
-void with_strides(int64_t SH, int64_t SW, const Body& body) {
-  if (SW == 1) return body(Int<1>(), Int<1>());
-  if (SH == 2) return body(Int<2>(), Int<2>());
-  body(Int<1>(), Int<2>());
-}
-
 }  // namespace
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_type(s.dtype, [&](auto t) {
-    with_strides(s.SH, s.SW, [&](auto sh, auto sw) {
-      run<decltype(t), decltype(sh)::value, decltype(sw)::value>(s, false, (const decltype(t)*)x, (const decltype(t)*)w,
-                                                                 {e, y}, (decltype(t)*)y);
-    });
+    using T = decltype(t);
+    with_int<2>(
+        s.SW, [&](auto stride) { run<T, decltype(stride)::value>(s, false, (const T*)x, (const T*)w, {e, y}, (T*)y); });
   });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
   with_type(s.dtype, [&](auto t) {
-    run<decltype(t), 1, 1>(s, true, (const decltype(t)*)dy, (const decltype(t)*)w, {}, (decltype(t)*)dx);
+    using T = decltype(t);
+    run<T, 1>(s, true, (const T*)dy, (const T*)w, {}, (T*)dx);
   });
 }
 
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
   with_type(s.dtype, [&](auto t) {
-    with_strides(s.SH, s.SW, [&](auto sh, auto sw) {
-      bwd_weight<decltype(t), decltype(sh)::value, decltype(sw)::value>(s, (const decltype(t)*)dy,
-                                                                        (const decltype(t)*)x, (decltype(t)*)dw);
-    });
+    using T = decltype(t);
+    with_int<2>(s.SW,
+                [&](auto stride) { bwd_weight<T, decltype(stride)::value>(s, (const T*)dy, (const T*)x, (T*)dw); });
   });
 }
 
