@@ -24,7 +24,10 @@ struct Index4 {
   int64_t operator()(int64_t in, int64_t ic, int64_t ih, int64_t iw) const { return in * n + ic * c + ih * h + iw * w; }
 };
 
-inline Index4 index_of(Layout layout, int64_t C, int64_t H, int64_t W) {
+// Code compiled per ISA may share no function with the program: what it calls is inlined, whatever its size.
+#define PYCONV_INLINED inline __attribute__((always_inline))
+
+PYCONV_INLINED Index4 index_of(Layout layout, int64_t C, int64_t H, int64_t W) {
   if (layout == Layout::nchw) return {C * H * W, H * W, W, 1};
   return {H * W * C, 1, W * C, C};
 }
@@ -52,13 +55,13 @@ struct Conv2dShape {
 
   int64_t ic_per_group() const { return IC / G; }
   int64_t oc_per_group() const { return OC / G; }
-  Index4 x_index() const { return index_of(layout, IC, IH, IW); }
-  Index4 w_index() const { return index_of(layout, ic_per_group(), KH, KW); }
-  Index4 y_index() const { return index_of(layout, OC, OH, OW); }
+  PYCONV_INLINED Index4 x_index() const { return index_of(layout, IC, IH, IW); }
+  PYCONV_INLINED Index4 w_index() const { return index_of(layout, ic_per_group(), KH, KW); }
+  PYCONV_INLINED Index4 y_index() const { return index_of(layout, OC, OH, OW); }
   // Of any of the three passes; padding counts as work.
   int64_t flops() const { return 2 * N * OC * OH * OW * ic_per_group() * KH * KW; }
   // Compulsory traffic: every operand once.
-  int64_t bytes() const {
+  PYCONV_INLINED int64_t bytes() const {
     return size_of(dtype) * (N * IC * IH * IW + OC * ic_per_group() * KH * KW + N * OC * OH * OW);
   }
 };

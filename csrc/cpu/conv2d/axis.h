@@ -3,6 +3,7 @@
 #include "common/shape.h"
 
 namespace pyconv {
+namespace {  // one copy per object: what is compiled per ISA may share no function with the program
 
 // One axis of a convolution-like problem: output position o stands at `out0 + o * out_step` of its image and sees the
 // source at o * step + offset(t) for every tap t. fwd is one of these; bwd_input is one per phase of the stride.
@@ -180,4 +181,5 @@ struct Reach {
   }
 };
 
+}  // namespace
 }  // namespace pyconv

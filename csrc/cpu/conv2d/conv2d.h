@@ -1,4 +1,4 @@
-// conv2d on the CPU: the kernels and the list that chooses among them (list.cpp).
+// conv2d on the CPU: the kernels, the list that chooses among them (list.cpp), and when each refuses (rules.cpp).
 #pragma once
 #include <string>
 #include <vector>

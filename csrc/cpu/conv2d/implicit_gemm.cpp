@@ -1,4 +1,4 @@
-// Instances of implicit_gemm.h for every ISA and storage type, and when to use it.
+// Instances of implicit_gemm.h for every ISA and storage type.
 #include "cpu/conv2d/axis.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/isa.h"
@@ -9,8 +9,6 @@
 #include "cpu/for_each_isa.inc"
 
 namespace pyconv::conv2d {
-
-std::string implicit_gemm_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
 
 void implicit_gemm_fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   PYCONV_PER_ISA(implicit_gemm::fwd)(s, x, w, e, y);

@@ -37,25 +37,6 @@ bool allow_winograd = [] {
   return !(asked && std::string(asked) == "0");
 }();
 
-std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
-  const auto pair = [](int64_t a, int64_t b, const char* sign) { return std::to_string(a) + sign + std::to_string(b); };
-  if (!allow_winograd) return "pyconv.backends.allow_winograd is False";
-  if (s.KH != 3 || s.KW != 3 || s.SH != 1 || s.SW != 1 || s.DH != 1 || s.DW != 1) {
-    return "needs a 3x3 kernel with stride 1 and dilation 1, got " + pair(s.KH, s.KW, "x") + " with stride (" +
-           pair(s.SH, s.SW, ", ") + ") and dilation (" + pair(s.DH, s.DW, ", ") + ")";
-  }
-  if (ask == Ask::able) return "";
-  // Speed over implicit_gemm, and over torch: 1 thread on a busy machine, AVX-512, float32, all directions and layouts.
-  // 8 channels at 32x32, N = 32: 1.3 to 2.4, and 1.0 to 2.4; 12 channels at 56x56: 2.2 to 3.1, and 1.4 to 5.7; but 3 in
-  // and 64 out: 0.4 to 0.6 of torch forward. No lower bound on the image: 64 channels at 4x4 are 3.8 to 13 times
-  // implicit_gemm. Torch wins the smallest in channels_last: forward, N = 1, 64 at 4x4 0.77, 512 at 2x2 0.38.
-  if (s.ic_per_group() < 8 || s.oc_per_group() < 8) {
-    return "pays from 8 input and 8 output channels per group on, got " + std::to_string(s.ic_per_group()) + " and " +
-           std::to_string(s.oc_per_group());
-  }
-  return "";
-}
-
 void fwd(const Conv2dShape& given, const void* x, const void* w, const Epilogue& e, void* y,
          const std::string& algorithm) {
   const Conv2dShape s = flattened(given);
