@@ -62,6 +62,9 @@ std::string direct_channels_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // 8 to 32 channels, 1.3 to 2 and 1 to 1.3. Filters that leave lanes idle lose: LeNet c1, 6 of them, 0.3 to 0.5;
   // simple_cnn c1, 8, 0.5 to 0.7. So do few pixels: 4x4 and 2x2 outputs 0.8 to 0.9 of implicit_gemm. In NCHW with its
   // copies 2x2 to 20x20 outputs 1.1 to 4.7, but 32x32 of 3 channels 0.8 of either, and 112x112 0.7 to 1.
+  // A window of one pixel is a plain matrix product; two threads, over implicit_gemm: fwd 0.81, 0.94 and 1.00, bwd_weight
+  // 0.81 to 1.05 (r18.l2.short, regr.67797, mbv2.pw); but bwd_input 1.38 and 1.45 (r50.reduce, mbv2.pw).
+  if (s.KH * s.KW == 1 && !gradient) return "is no faster than implicit_gemm for a 1x1 kernel";
   if (M < 12) return "pays from 12 channels on that could fill vectors, got " + std::to_string(M);
   if (C > 64) return "pays up to 64 channels to sum over, got " + std::to_string(C);
   if (s.layout == Layout::nhwc && pixels < 36) return "pays from 36 pixels an image on, got " + std::to_string(pixels);
@@ -83,6 +86,12 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   const auto slower = [](const char* where, int64_t got) {
     return "is slower than implicit_gemm " + std::string(where) + ", got " + std::to_string(got);
   };
+  // A window of one pixel is a plain matrix product: regr.67797 bwd_weight 0.57, mbv2.pw bwd_input 0.87 and 0.99. So is
+  // one that no other overlaps: ConvNeXt's stem, 4x4 with stride 4, fwd 0.83 in NCHW (two threads).
+  if (s.KH * s.KW == 1 && C > 16) return slower("for a 1x1 kernel over more than 16 channels", C);
+  if (!weight && !gradient && s.KH * s.KW > 1 && s.SH >= s.KH && s.SW >= s.KW) {
+    return slower("where windows do not overlap", s.SH);
+  }
   // 24 channels fill 3/4 of a tile of implicit_gemm. Beyond, in NCHW, windows of few channels still win: r18.stem, ds2.c1
   // and vgg16.c1_1 fwd and bwd_weight 1.02 to 1.25, ConvNeXt's stem and 3 to 64 channels at 32x32 bwd_weight 0.7;
   // r18.l2.down, alexnet.c2g2, segnet.7x7 and 5x5 of 32 and 64 channels fwd 1.04 to 1.4, bwd_input 1.05 to 1.7.
