@@ -12,7 +12,8 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
            pair(s.SH, s.SW, ", ") + ") and dilation (" + pair(s.DH, s.DW, ", ") + ")";
   }
   if (ask == Ask::able) return "";
-  // Speed over implicit_gemm, and over torch: 1 thread on a busy machine, AVX-512, float32, all directions and layouts.
+  // Speed over implicit_gemm as it was before its panels, and over torch: 1 thread on a busy machine, AVX-512, float32,
+  // all directions and layouts.
   // 8 channels at 32x32, N = 32: 1.3 to 2.4, and 1.0 to 2.4; 12 channels at 56x56: 2.2 to 3.1, and 1.4 to 5.7; but 3 in
   // and 64 out: 0.4 to 0.6 of torch forward. No lower bound on the image: 64 channels at 4x4 are 3.8 to 13 times
   // implicit_gemm. Torch wins the smallest in channels_last: forward, N = 1, 64 at 4x4 0.77, 512 at 2x2 0.38.
