@@ -1,6 +1,6 @@
 """Process-wide switches of the kernels, after torch.backends.
 
-pyconv.backends.allow_winograd            # may 3x3 convolutions use Winograd's algorithm?
+pyconv.backends.allow_winograd            # may convolutions use Winograd's algorithm?
 pyconv.backends.allow_winograd = False    # from now on they may not
 """
 
@@ -15,11 +15,12 @@ from pyconv import _native
 class _Backends(types.ModuleType):
     @property
     def allow_winograd(self) -> bool:
-        """Whether a 3x3 convolution of stride 1 may run as Winograd's F(4x4, 3x3).
+        """Whether a convolution of stride 1 with 3, 5 or 7 taps along an axis may run as Winograd's.
 
-        It is two to three times as fast and rounds differently: the error is a few times that of a
-        direct sum, and an inf or NaN spreads over a tile of 4x4 pixels. True unless the environment
-        says PYCONV_ALLOW_WINOGRAD=0. Without the compiled kernels there is no Winograd: False.
+        It takes fewer products, 2.25 an output instead of 9 for 3x3, and rounds differently: the
+        error is a few times that of a direct sum, and an inf or NaN spreads over a tile of up to 4x4
+        pixels. True unless the environment says PYCONV_ALLOW_WINOGRAD=0. Without the compiled
+        kernels there is no Winograd: False.
 
         Raises (on assignment): TypeError for anything but a bool.
         """

@@ -11,8 +11,9 @@ def conv2d(text):
     return parse(text if "mb" in text else f"mb2{text}")
 
 
-def is_3x3_at_stride_1(case):
-    return (case.kh, case.kw, case.sh, case.sw, case.dh, case.dw) == (3, 3, 1, 1, 1, 1)
+def fits_winograd(case):
+    taps = {case.kh, case.kw}
+    return taps <= {1, 3, 5, 7} and taps != {1} and (case.sh, case.sw) == (1, 1)
 
 
 CONV2D = [
@@ -101,8 +102,8 @@ CONV2D = [
     )
 ]
 
-# For the kernels of 3x3 windows at stride 1, which work on tiles of 4x4 pixels.
-CONV2D_3X3 = [
+# For Winograd, which works on tiles: of 4 pixels for 3 and 5 taps, of 2 for 7, of 1 for one.
+CONV2D_WINOGRAD = [
     conv2d(text)
     for text in (
         # tiles at the border: 3, 4, 5 and 7, 8, 9 pixels; both axes different; one pixel
@@ -128,5 +129,28 @@ CONV2D_3X3 = [
         "mb5ic3ih33oc5kh3",
         "mb2ic34ih8oc36kh3ph1g2",
         "mb0ic3ih8oc4kh3ph1",
+        # 5 and 7 taps: tiles at the border, channels around a vector, padding beyond the taps, several blocks
+        "mb1ic3ih7oc5kh5ph2",
+        "mb2ic17ih5iw8oc16kh5",
+        "mb1ic4ih6iw9oc3kh5ph5pw1",
+        "mb2ic20ih40iw37oc18kh5ph2",
+        "mb1ic3ih8iw9oc4kh7ph3",
+        "mb2ic66ih7iw10oc33kh7ph3",
+        "mb3ic5ih33oc7kh7",
+        # axes of different taps, and of one
+        "mb2ic9ih6iw11oc10kh3kw5ph1pw2",
+        "mb1ic4ih11iw8oc6kh7kw3ph3pw0",
+        "mb2ic18ih5iw17oc20kh1kw7ph0pw3",
+        "mb2ic15ih18iw3oc17kh7kw1ph3pw0",
+        "mb1ic33ih9iw10oc31kh1kw3ph0pw1",
+        "mb3ic6ih10iw70oc5kh5kw1ph2pw0",
+        "mb1ic3ih6iw7oc4kh1kw5ph2pw4dh3",
+        # dilation: phases of different sizes, more phases than pixels, bundles that cut blocks and parts
+        "mb1ic3ih9iw10oc4kh3ph2dh2",
+        "mb2ic17ih7iw5oc18kh3ph3pw6dh3dw6",
+        "mb1ic5ih13iw24oc3kh3ph0pw5dh1dw5",
+        "mb2ic34ih40iw45oc18kh3ph3dh3",
+        "mb2ic4ih20oc6kh5ph4dh2g2",
+        "mb1ic3ih16iw29oc5kh1kw7ph0pw6dw2",
     )
 ]

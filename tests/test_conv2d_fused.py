@@ -7,7 +7,7 @@ from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyconv import ShapeError, _native, ops, reference
-from tests.cases import CONV2D, CONV2D_3X3, conv2d, is_3x3_at_stride_1
+from tests.cases import CONV2D, CONV2D_WINOGRAD, conv2d, fits_winograd
 from tests.helpers import (
     DTYPES,
     LAYOUTS,
@@ -48,8 +48,8 @@ def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True):
     expected = in_steps(*in_float64(x, w, b, residual), relu, **case.arguments)
     sizes = (t if t is None else t.double().abs() for t in (x, w, b, residual))
     magnitude = in_steps(*sizes, False, **case.arguments)
-    if algorithm in (None, "winograd") and is_3x3_at_stride_1(case):
-        magnitude = winograd_magnitude(magnitude)
+    if algorithm in (None, "winograd") and fits_winograd(case):
+        magnitude = winograd_magnitude(magnitude, case)
     terms = case.kh * case.kw * case.ic // case.g + 2
     assert_close(y, expected, magnitude=magnitude, terms=terms, name="y")
     if case.mb > 0 and case.oc > 1:
@@ -59,7 +59,7 @@ def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True):
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("case", CONV2D + CONV2D_3X3, **ids)
+@pytest.mark.parametrize("case", CONV2D + CONV2D_WINOGRAD, **ids)
 def test_every_kernel(case, algorithm, dtype, layout):
     check_against_float64(case, dtype, layout, algorithm)
 

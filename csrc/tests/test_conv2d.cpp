@@ -31,8 +31,9 @@ Conv2dShape random_shape(Random& draw) {
     s.OW = (s.IW + 2 * s.PW - s.DW * (s.KW - 1) - 1 + s.SW) / s.SW;
   } while (s.IH + 2 * s.PH <= s.DH * (s.KH - 1) || s.IW + 2 * s.PW <= s.DW * (s.KW - 1));
   if (draw(0, 2) == 0) {  // what Winograd accepts
-    s.IH += 2, s.IW += 2, s.KH = s.KW = 3, s.SH = s.SW = s.DH = s.DW = 1;
-    s.OH = s.IH + 2 * s.PH - 2, s.OW = s.IW + 2 * s.PW - 2;
+    s.KH = 1 + 2 * draw(0, 3), s.KW = s.KH > 1 ? 1 + 2 * draw(0, 3) : 3, s.SH = s.SW = 1;
+    s.IH += s.DH * (s.KH - 1), s.IW += s.DW * (s.KW - 1);
+    s.OH = s.IH + 2 * s.PH - s.DH * (s.KH - 1), s.OW = s.IW + 2 * s.PW - s.DW * (s.KW - 1);
   }
   s.dtype = static_cast<DType>(draw(0, 3));
   s.layout = static_cast<Layout>(draw(0, 1));

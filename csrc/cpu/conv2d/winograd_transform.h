@@ -1,29 +1,26 @@
-// What both Winograd drivers share: images to pieces of L channels and back, the transforms of 6 x 6 tiles, and the
+// What both Winograd drivers share: images to pieces of L channels and back, tiles to frequencies and back, and the
 // matrix product of one frequency. Lanes are channels in both layouts: NCHW is transposed on its way in and out.
 // Included by winograd.h once per ISA, inside its namespace.
 
-constexpr int64_t frequencies = 36;
-constexpr int64_t tile_step = 4;      // outputs of a tile along one axis, and inputs from one tile to the next
-constexpr int64_t most_columns = 28;  // tiles of one piece: its 6 rows of 114 columns stay in L1 or L2
+constexpr int64_t most_columns = 60;  // of the outputs of one piece, unless one bundle has more: it stays in L1 or L2
 
 // Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
 constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
 
-// One axis of a piece: [first, first + count) of an image that has [0, size) and is zero elsewhere.
+// One axis of a piece: first, first + step, ... of an image that has [0, size) and is zero elsewhere.
 struct Span {
-  int64_t first, count, size;
-  int64_t begin() const { return at_most(at_least(-first, 0), count); }
-  int64_t end() const { return at_least(at_most(size - first, count), begin()); }
+  int64_t first, step, count, size;
 };
 
-// piece (h.count, w.count, L) = the first `channels` of L channels of an image, the others zero. Up to L columns beyond
-// the piece may be written.
+// piece (h.count, w.count, L) = the first `channels` of L channels of an image, the others zero; w.step is 1. Up to L
+// columns beyond the piece may be written.
 template <class T, class A>
 void pack(const T* image, const Index4& I, int64_t channels, Span h, Span w, A* piece) {
   constexpr int64_t L = Vec<A>::size;
-  const int64_t begin = w.begin(), end = w.end();
+  const int64_t begin = at_most(at_least(-w.first, 0), w.count),
+                end = at_least(at_most(w.size - w.first, w.count), begin);
   for (int64_t ih = 0; ih < h.count; ih++, piece += w.count * L) {
-    const int64_t y = h.first + ih;
+    const int64_t y = h.first + ih * h.step;
     const bool blank = y < 0 || y >= h.size || begin == end;
     for (int64_t iw = 0; iw < (blank ? w.count : begin); iw++) store(piece + iw * L, vec<A>{});
     if (blank) continue;
@@ -47,138 +44,121 @@ void pack(const T* image, const Index4& I, int64_t channels, Span h, Span w, A* 
 template <class T, class A>
 void unpack(const A* piece, int64_t channels, Span h, Span w, T* image, const Index4& I, Finish<T> finish) {
   constexpr int64_t L = Vec<A>::size;
-  for (int64_t ih = 0; ih < h.end(); ih++, piece += w.count * L) {
-    T* to = image + I(0, 0, h.first + ih, w.first);
+  const int64_t end = at_most(w.size - w.first, w.count);
+  for (int64_t ih = 0; ih < h.count && h.first + ih * h.step < h.size; ih++, piece += w.count * L) {
+    T* to = image + I(0, 0, h.first + ih * h.step, w.first);
     if (I.c == 1) {
-      for (int64_t iw = 0; iw < w.end(); iw++, to += I.w) {
+      for (int64_t iw = 0; iw < end; iw++, to += I.w) {
         finish.store_up_to(to, load(piece + iw * L), channels);
       }
       continue;
     }
-    for (int64_t iw = 0; iw < w.end(); iw += L) {
-      const int64_t at = w.end() < L ? iw : at_most(iw, w.end() - L);
-      store_columns(piece + at * L, L, to + at, I.c, channels, at_most(L, w.end() - at), finish);
+    for (int64_t iw = 0; iw < end; iw += L) {
+      const int64_t at = end < L ? iw : at_most(iw, end - L);
+      store_columns(piece + at * L, L, to + at, I.c, channels, at_most(L, end - at), finish);
     }
   }
 }
 
-// A sum of multiples of vectors by constants: nothing for a factor 0, no product for 1.
-template <class A>
-struct Combination {
-  vec<A> sum = {};
-  bool empty = true;
-  inline __attribute__((always_inline)) void add(double factor, vec<A> x) {
-    if (factor == 0) return;
-    const vec<A> term = factor == 1 ? x : x * static_cast<A>(factor);
-    sum = empty ? term : factor == 1 ? sum + x : sum + x * static_cast<A>(factor);
-    empty = false;
-  }
-};
-
-// The matrix that takes `in` values to the 6 points: an input, a filter of 3 taps, or a gradient of 4 outputs.
-template <int in>
-constexpr const double (&to_points())[6][in] {
-  if constexpr (in == 6) return conv2d::winograd_4x3.bt;
-  if constexpr (in == 3) return conv2d::winograd_4x3.g;
-  if constexpr (in == 4) return conv2d::winograd_3x4.g;
-}
-// And the one that takes their products back to 4 outputs, or 3 taps.
-template <int out>
-constexpr const double (&back()) [out][6] {
-  if constexpr (out == 4) return conv2d::winograd_4x3.at;
-  if constexpr (out == 3) return conv2d::winograd_3x4.at;
-}
-
-constexpr bool opens_pair(int j) {
-  return j == 1 || j == 3;
-}  // points 0, p, -p, q, -q, infinity
-
-// y = m x, one row per point: rows of a pair share their even and odd parts.
-template <class A, int in>
-PYCONV_INLINE void at_points(const vec<A> (&x)[in], vec<A> (&y)[6]) {
-  constexpr const double (&m)[6][in] = to_points<in>();
-  _Pragma("GCC unroll 6") for (int j = 0; j < 6; j++) {
-    if (j > 0 && opens_pair(j - 1)) continue;
-    Combination<A> even, odd;
-    _Pragma("GCC unroll 6") for (int k = 0; k < in; k += 2) even.add(m[j][k], x[k]);
-    _Pragma("GCC unroll 6") for (int k = 1; k < in; k += 2) odd.add(m[j][k], x[k]);
-    y[j] = odd.empty ? even.sum : even.empty ? odd.sum : even.sum + odd.sum;
-    if (opens_pair(j)) y[j + 1] = even.sum - odd.sum;
-  }
-}
-
-// y = at x, one column per point: columns of a pair share their sum, for even rows, and difference, for odd ones.
-template <class A, int out>
-PYCONV_INLINE void from_points(const vec<A> (&x)[6], vec<A> (&y)[out]) {
-  constexpr const double (&at)[out][6] = back<out>();
-  const vec<A> sum[2] = {x[1] + x[2], x[3] + x[4]}, difference[2] = {x[1] - x[2], x[3] - x[4]};
-  _Pragma("GCC unroll 4") for (int i = 0; i < out; i++) {
-    Combination<A> row;
-    row.add(at[i][0], x[0]);
-    _Pragma("GCC unroll 2") for (int p = 0; p < 2; p++) row.add(at[i][1 + 2 * p], i % 2 ? difference[p] : sum[p]);
-    row.add(at[i][5], x[5]);
-    y[i] = row.sum;
-  }
-}
-
-// v[f] = (m d m')[f], f in row-major order, each `plane` after the one before; d(i, j) is a vector.
-template <class A, int in, class Source>
-PYCONV_INLINE void to_frequencies(const Source& d, A* v, int64_t plane) {
-  vec<A> half[in][6];  // (m d)'
-  _Pragma("GCC unroll 6") for (int j = 0; j < in; j++) {
-    vec<A> column[in];
-    _Pragma("GCC unroll 6") for (int i = 0; i < in; i++) column[i] = load(d(i, j));
-    at_points<A, in>(column, half[j]);
-  }
-  _Pragma("GCC unroll 6") for (int i = 0; i < 6; i++) {
-    vec<A> row[in], y[6];
-    _Pragma("GCC unroll 6") for (int j = 0; j < in; j++) row[j] = half[j][i];
-    at_points<A, in>(row, y);
-    _Pragma("GCC unroll 6") for (int j = 0; j < 6; j++) store(v + (i * 6 + j) * plane, y[j]);
-  }
-}
-
-// y = at m at', of the frequencies m[f], each `plane` after the one before.
-template <class A, int out>
-PYCONV_INLINE void from_frequencies(const A* m, int64_t plane, vec<A> (&y)[out][out]) {
-  vec<A> half[6][out];  // (at m)'
-  _Pragma("GCC unroll 6") for (int j = 0; j < 6; j++) {
-    vec<A> column[6];
-    _Pragma("GCC unroll 6") for (int i = 0; i < 6; i++) column[i] = load(m + (i * 6 + j) * plane);
-    from_points<A, out>(column, half[j]);
-  }
-  _Pragma("GCC unroll 4") for (int i = 0; i < out; i++) {
-    vec<A> row[6];
-    _Pragma("GCC unroll 6") for (int j = 0; j < 6; j++) row[j] = half[j][i];
-    from_points<A, out>(row, y[i]);
-  }
-}
-
-// A row of tiles as a piece (in rows, columns, L) -> v[f] (tiles, step).
-template <class A, int in>
-void transform_tiles(const A* piece, int64_t columns, int64_t tiles, A* v, int64_t plane, int64_t step) {
-  constexpr int64_t L = Vec<A>::size;
-  for (int64_t t = 0; t < tiles; t++, piece += tile_step * L, v += step) {
-    to_frequencies<A, in>([&](int i, int j) { return piece + (i * columns + j) * L; }, v, plane);
-  }
-}
-
-// `count` tiles side by side, the first with its outputs at (n, oh, ow).
+// Bundles side by side, the first with its outputs at (n, oh, ow).
 struct Run {
-  int64_t n, oh, ow, count;
+  int64_t n, oh, ow, bundles;
 };
 
-// The 4 x 4 tiles of N images of OH x OW outputs, counted from left to right, downwards, and through the images.
+// The tiles of N images of OH x OW outputs, counted from left to right, downwards, and through the images. A dilated
+// image falls apart into images of its phases, of dilation 1: outputs of a tile, and its inputs, are DH and DW apart.
+// Tiles of all phases of DW that start at one column are a bundle, so that rows of memory are read and written whole.
 struct Tiles {
-  int64_t N, OH, OW;
-  int64_t across() const { return divide_up(OW, tile_step); }
-  int64_t down() const { return divide_up(OH, tile_step); }
-  int64_t count() const { return N * across() * down(); }
-  // The longest run from tile t on that ends before `end`.
+  int64_t N, OH, OW, DH, DW;
+  int64_t rows, columns;  // of a tile
+
+  int64_t phases() const { return at_most(DW, OW); }  // tiles of a bundle
+  int64_t width() const { return columns * DW; }      // of a bundle
+  int64_t across() const { return divide_up(OW, width()); }
+  int64_t down() const { return OH / (rows * DH) * DH + at_most(OH % (rows * DH), DH); }
+  int64_t count() const { return N * down() * across() * phases(); }
+  int64_t most_bundles() const { return at_least(most_columns / width(), 1); }
+  // The longest run from tile t on that ends before `end`; both are multiples of phases().
   Run run(int64_t t, int64_t end) const {
-    const int64_t row = t / across(), column = t % across();
-    return {row / down(), row % down() * tile_step, column * tile_step,
-            at_most(at_most(across() - column, end - t), most_columns)};
+    const int64_t bundle = t / phases(), line = bundle / across(), column = bundle % across(), row = line % down();
+    return {line / down(), row / DH * rows * DH + row % DH, column * width(),
+            at_most(at_most(across() - column, end / phases() - bundle), most_bundles())};
+  }
+};
+
+// Two axes of Winograd, and room for a piece between its passes.
+template <class A>
+struct Transform {
+  static constexpr int64_t L = Vec<A>::size;
+  const Algorithm<A>&h, &w;
+  Tiles tiles;
+
+  int64_t frequencies() const { return h.points * w.points; }
+  int64_t taps() const { return h.taps * w.taps; }
+  int64_t input_columns(int64_t bundles) const { return bundles * tiles.width() + (w.taps - 1) * tiles.DW; }
+  // Of a piece, or of one between two passes, for inputs, outputs or a filter.
+  int64_t room() const { return h.points * (input_columns(tiles.most_bundles()) + L) * L; }
+
+  // A piece (h.points, input_columns, L) -> v[f] (tiles, step), planes apart. `half` is room().
+  void inputs(const A* piece, int64_t bundles, A* half, A* v, int64_t plane, int64_t step) const {
+    tiles_to(h.input, w.input, piece, input_columns(bundles), bundles, half, v, plane, step);
+  }
+  // Gradients of outputs, a piece (h.step, columns, L), likewise.
+  void gradients(const A* piece, int64_t bundles, A* half, A* v, int64_t plane, int64_t step) const {
+    if (square() && h.square_gradient) {
+      for (int64_t t = 0; t < bundles * tiles.phases(); t++, v += step) {
+        h.square_gradient(piece + first_column(t) * L, bundles * tiles.width() * L, tiles.DW * L, v, plane);
+      }
+      return;
+    }
+    tiles_to(h.gradient, w.gradient, piece, bundles * tiles.width(), bundles, half, v, plane, step);
+  }
+
+  // m[f] (tiles, step) -> a piece (h.step, columns, L) of outputs, each plus one vector.
+  void outputs(const A* m, int64_t plane, int64_t step, int64_t bundles, const A* added, A* half, A* piece) const {
+    const int64_t columns = bundles * tiles.width(), phases = tiles.phases();
+    if (square() && h.square_output) {
+      for (int64_t t = 0; t < bundles * phases; t++, m += step) {
+        h.square_output(m, plane, piece + first_column(t) * L, columns * L, tiles.DW * L, added);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < h.points; i++) {
+      for (int64_t p = 0; p < phases; p++) {
+        w.output(m + i * w.points * plane + p * step, plane, phases * step, half + (i * columns + p) * L, tiles.DW * L,
+                 tiles.width() * L, bundles, nullptr);
+      }
+    }
+    h.output(half, columns * L, L, piece, columns * L, L, columns, added);
+  }
+
+  // Taps of one channel, `step` apart, the first at `tap` -> u[f].
+  void filter(const A* tap, int64_t step, A* half, A* u, int64_t plane) const {
+    if (square() && h.square_filter) return h.square_filter(tap, w.taps * step, step, u, plane);
+    h.filter(tap, w.taps * step, step, half, w.taps * L, L, w.taps);
+    w.filter(half, L, w.taps * L, u, plane, w.points * plane, h.points);
+  }
+
+  // m[f] -> taps of one channel (h.taps, w.taps, L).
+  void weights(const A* m, int64_t plane, A* half, A* tap) const {
+    if (square() && h.square_weight) return h.square_weight(m, plane, tap, h.taps * L, L, nullptr);
+    w.weight(m, plane, w.points * plane, half, L, w.taps * L, h.points, nullptr);
+    h.weight(half, w.taps * L, L, tap, w.taps * L, L, w.taps, nullptr);
+  }
+
+ private:
+  bool square() const { return &h == &w; }
+  int64_t first_column(int64_t tile) const { return tile / tiles.phases() * tiles.width() + tile % tiles.phases(); }
+
+  void tiles_to(typename Algorithm<A>::To* down, typename Algorithm<A>::To* across, const A* piece, int64_t columns,
+                int64_t bundles, A* half, A* v, int64_t plane, int64_t step) const {
+    down(piece, columns * L, L, half, columns * L, L, columns);
+    for (int64_t i = 0; i < h.points; i++) {
+      for (int64_t p = 0; p < tiles.phases(); p++) {
+        across(half + (i * columns + p) * L, tiles.DW * L, tiles.width() * L, v + i * w.points * plane + p * step,
+               plane, tiles.phases() * step, bundles);
+      }
+    }
   }
 };
 

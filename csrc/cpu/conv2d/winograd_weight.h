@@ -1,10 +1,10 @@
 // conv2d / Winograd / weight gradient.
-// Computes  dw[k,c] = AT [ sum_t (G dy G') * (BT x B) ] A, F(3x3, 4x4) on the tiles t of 4 x 4 outputs: dy is the
-//           filter. The points, and with them BT, are those of the forward pass
-// Shapes    V (c block, 36, tile, 2 L);  D (k block, 36, tile, L);  sums (part, OC, 9, channels rounded up to L)
-// Tiling    thread: a range of (part of the tiles, block of L output channels); V and D of some tiles at a time, all
-//           its own. Products over those tiles end in registers and are transformed and added at once: 9 values where
-//           M would have 36, and sums that restart with every block of tiles.
+// Computes  dw[k,c] = AT [ sum_t (G dy G') * (BT x B) ] A on the tiles t of outputs: dy is the filter, F(3x3, 4x4) where
+//           the forward pass is F(4x4, 3x3). The points, and with them BT, are those of the forward pass
+// Shapes    V (f, tile, 2 L);  D (k block, f, tile, L);  sums (part, OC, taps, channels rounded up to L)
+// Tiling    thread: a range of (part of the tiles, block of L output channels); V of 2 L channels and D of some tiles at
+//           a time, all its own. Products over those tiles end in registers and are transformed and added at once: 9
+//           values where M would have 36, and sums that restart with every block of tiles.
 //           The parts depend on the shape alone and are added in their order: the same bits for any number of threads
 // Cost      as the forward pass; an output transform per (k, c) and block of tiles; the input is transformed again
 //           by each thread that shares a part
@@ -21,102 +21,113 @@ struct WeightProblem {
   static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   static constexpr int R = PYCONV_BYTES == 16 ? L : L / 2;  // rows of the register tile: output channels
   Layout layout;
+  Transform<A> transform;
   int64_t C, K, IH, IW, PH, PW;  // channels of x and of dy
-  Tiles tiles;
   const T* x;
   Index4 X;
   const T* dy;
   Index4 Y;
-  T* dw;  // (K, C, 3, 3)
+  T* dw;  // (K, C, KH, KW)
 
+  const Tiles& tiles() const { return transform.tiles; }
+  int64_t frequencies() const { return transform.frequencies(); }
+  int64_t taps() const { return transform.taps(); }
   int64_t c_blocks() const { return divide_up(C, BN); }
   int64_t k_blocks() const { return divide_up(K, L); }
   int64_t vectors(int64_t c_block) const { return C - c_block * BN > L ? 2 : 1; }
   int64_t v_plane(int64_t count) const { return BN * count + plane_pad<A>; }
   int64_t d_plane(int64_t count) const { return L * count + plane_pad<A>; }
   static constexpr int64_t m_plane = R * BN + L;
-  int64_t sum_size() const { return K * 9 * divide_up(C, L) * L; }
+  int64_t sum_size() const { return K * taps() * round_up(C, L); }
 
   int64_t parts() const {
     const int64_t fit = sums_bytes / (sum_size() * int64_t(sizeof(A)));
-    return at_least(at_most(at_most(tiles.count() / part_tiles, most_parts), fit), 1);
+    return at_least(at_most(at_most(tiles().count() / part_tiles, most_parts), fit), 1);
+  }
+  int64_t part_begin(int64_t part) const {
+    const int64_t phases = tiles().phases();
+    return tiles().count() / phases * part / parts() * phases;
   }
 
   // Tiles transformed at a time; of the shape alone, as it decides the order of sums.
   int64_t tiles_per_block(int64_t part) const {
-    const int64_t bytes = frequencies * sizeof(A) * (c_blocks() * BN + k_blocks() * L);
+    const int64_t bytes = frequencies() * sizeof(A) * (BN + k_blocks() * L);
     const int64_t blocks = divide_up(part, at_least(gradient_block_bytes / bytes, least_block));
-    return divide_up(part, blocks);
+    return round_up(divide_up(part, blocks), tiles().phases());
   }
 
-  void make_v(int64_t begin, int64_t end, A* v, A* piece) const {
-    const int64_t plane = v_plane(end - begin);
-    for (int64_t c = 0; c < C; c += L) {
-      const int64_t block = c / BN, step = vectors(block) * L;
-      A* to = v + block * frequencies * plane + c % BN;
+  void make_v(int64_t c_block, int64_t begin, int64_t end, A* v, A* piece, A* half) const {
+    const int64_t plane = v_plane(end - begin), step = vectors(c_block) * L;
+    for (int64_t c = c_block * BN; c < at_most((c_block + 1) * BN, C); c += L, v += L) {
       for (int64_t t = begin; t < end;) {
-        const Run run = tiles.run(t, end);
-        const int64_t columns = run.count * tile_step + 2;
-        pack(x + X(run.n, c, 0, 0), X, at_most(L, C - c), Span{run.oh - PH, 6, IH}, Span{run.ow - PW, columns, IW},
-             piece);
-        transform_tiles<A, 6>(piece, columns, run.count, to + (t - begin) * step, plane, step);
-        t += run.count;
+        const Run run = tiles().run(t, end);
+        pack(x + X(run.n, c, 0, 0), X, at_most(L, C - c), Span{run.oh - PH, tiles().DH, transform.h.points, IH},
+             Span{run.ow - PW, 1, transform.input_columns(run.bundles), IW}, piece);
+        transform.inputs(piece, run.bundles, half, v + (t - begin) * step, plane, step);
+        t += run.bundles * tiles().phases();
       }
     }
   }
 
-  void make_d(int64_t k_block, int64_t begin, int64_t end, A* d, A* piece) const {
+  void make_d(int64_t k_block, int64_t begin, int64_t end, A* d, A* piece, A* half) const {
     const int64_t k = k_block * L;
     for (int64_t t = begin; t < end;) {
-      const Run run = tiles.run(t, end);
-      const int64_t columns = run.count * tile_step;
-      pack(dy + Y(run.n, k, 0, 0), Y, at_most(L, K - k), Span{run.oh, 4, tiles.OH}, Span{run.ow, columns, tiles.OW},
-           piece);
-      transform_tiles<A, 4>(piece, columns, run.count, d + (t - begin) * L, d_plane(end - begin), L);
-      t += run.count;
+      const Run run = tiles().run(t, end);
+      pack(dy + Y(run.n, k, 0, 0), Y, at_most(L, K - k), Span{run.oh, tiles().DH, tiles().rows, tiles().OH},
+           Span{run.ow, 1, run.bundles * tiles().width(), tiles().OW}, piece);
+      transform.gradients(piece, run.bundles, half, d + (t - begin) * L, d_plane(end - begin), L);
+      t += run.bundles * tiles().phases();
     }
   }
 
-  // dw[k, c.., :] = the 9 taps of `channels` channels.
-  void store_taps(int64_t k, int64_t c, int64_t channels, const vec<A> (&tap)[9]) const {
+  // dw[k, c.., :] = the taps of `channels` channels. Of 9 known ones a transpose moves 9 vectors, not L.
+  void store_taps(int64_t k, int64_t c, int64_t channels, const A* tap) const {
+    taps() == 9 ? store_taps<9>(k, c, channels, tap) : store_taps<0>(k, c, channels, tap);
+  }
+  template <int known>
+  void store_taps(int64_t k, int64_t c, int64_t channels, const A* tap) const {
+    const int64_t count = known ? known : taps();
     if (layout == Layout::nhwc) {
-      T* to = dw + k * 9 * C + c;
-      for (int64_t e = 0; e < 9; e++) store_up_to(to + e * C, tap[e], channels);
+      T* to = dw + k * count * C + c;
+      for (int64_t e = 0; e < count; e++) store_up_to(to + e * C, load(tap + e * L), channels);
       return;
     }
-    for (int64_t e = 0; e < 9; e += L) {  // L taps at a time become runs of a channel's own
+    const bool one = count <= L;
+    for (int64_t e = 0; e < count; e += L) {  // L taps at a time become runs of a channel's own
       vec<A> r[L];
-      _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) r[j] = e + j < 9 ? tap[e + j] : vec<A>{};
+      _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) {
+        r[j] = e + j < count ? load(tap + (e + j) * L) : vec<A>{};
+      }
       transpose<A>(r);
-      T* to = dw + (k * C + c) * 9 + e;
+      T* to = dw + (k * C + c) * count + e;
       _Pragma("GCC unroll 16") for (int64_t i = 0; i < L; i++) {
-        if (L > 9 && (c + i) * 9 + L <= C * 9) {
-          store_narrow(to + i * 9, r[i]);  // what is written beyond belongs to the channels written next
+        if (one && (c + i) * count + L <= C * count) {
+          store_narrow(to + i * count, r[i]);  // what is written beyond belongs to the channels written next
         } else if (i < channels) {
-          store_narrow_first(to + i * 9, r[i], at_most(L, 9 - e));
+          store_up_to(to + i * count, r[i], count - e);
         }
       }
     }
   }
 
   // The products of R output channels from k on with one block of c, over the tiles of a block; added to `sum`
-  // (K, 9, channels) unless it is the first, and stored into dw if it is the last.
+  // (K, taps, channels) unless it is the first, and stored into dw if it is the last.
   template <int NV>
-  void accumulate(int64_t k, int64_t c_block, int64_t count, const A* v, const A* d, A* m, A* sum, bool first,
+  void accumulate(int64_t k, int64_t c_block, int64_t count, const A* v, const A* d, A* m, A* half, A* sum, bool first,
                   bool last) const {
-    for (int64_t f = 0; f < frequencies; f++) {
+    for (int64_t f = 0; f < frequencies(); f++) {
       multiply<A, R, NV, 1>(d + f * d_plane(count), L, v + f * v_plane(count), count, m + f * m_plane, true);
     }
-    const int64_t rounded = divide_up(C, L) * L;
+    alignas(64) A tap[49 * L];
+    const int64_t rounded = round_up(C, L);
     for (int64_t r = 0; r < R && k + r < K; r++) {
       for (int64_t j = 0; j < NV; j++) {
         const int64_t c = c_block * BN + j * L;
-        vec<A> out[3][3], tap[9];
-        from_frequencies<A, 3>(m + (r * NV + j) * L, m_plane, out);
-        A* at = sum + (k + r) * 9 * rounded + c;
-        _Pragma("GCC unroll 9") for (int e = 0; e < 9; e++) {
-          tap[e] = first ? out[e / 3][e % 3] : load(at + e * rounded) + out[e / 3][e % 3];
-          if (!last) store(at + e * rounded, tap[e]);
+        transform.weights(m + (r * NV + j) * L, m_plane, half, tap);
+        A* at = sum + (k + r) * taps() * rounded + c;
+        for (int64_t e = 0; e < taps() && !(first && last); e++) {
+          const vec<A> total = first ? load(tap + e * L) : load(at + e * rounded) + load(tap + e * L);
+          last ? store(tap + e * L, total) : store(at + e * rounded, total);
         }
         if (last) store_taps(k + r, c, at_most(L, C - c), tap);
       }
@@ -125,24 +136,23 @@ struct WeightProblem {
 
   // Blocks [k0, k1) of output channels of the part [begin, end) of the tiles.
   void run_part(int64_t begin, int64_t end, int64_t k0, int64_t k1, A* sum, bool only) const {
-    const int64_t per_block = tiles_per_block(end - begin);
-    const int64_t v_size = c_blocks() * frequencies * v_plane(per_block), d_size = frequencies * d_plane(per_block);
-    const int64_t piece_size = 6 * (most_columns * tile_step + 2 + L) * L;
-    A* v = static_cast<A*>(scratch(1, sizeof(A) * (v_size + (k1 - k0) * d_size + piece_size + frequencies * m_plane)));
-    A *d = v + v_size, *piece = d + (k1 - k0) * d_size, *m = piece + piece_size;
+    const int64_t per_block = at_most(tiles_per_block(end - begin), end - begin);
+    const int64_t v_size = frequencies() * v_plane(per_block), d_size = frequencies() * d_plane(per_block);
+    const int64_t size = v_size + (k1 - k0) * d_size + 2 * transform.room() + frequencies() * m_plane;
+    A* v = static_cast<A*>(scratch(1, sizeof(A) * size));
+    A *d = v + v_size, *piece = d + (k1 - k0) * d_size, *half = piece + transform.room(), *m = half + transform.room();
     for (int64_t t = begin; t < end; t += per_block) {
       const int64_t stop = at_most(t + per_block, end), count = stop - t;
       const bool first = t == begin, last = only && stop == end;
-      make_v(t, stop, v, piece);
-      for (int64_t k = k0; k < k1; k++) make_d(k, t, stop, d + (k - k0) * d_size, piece);
+      for (int64_t k = k0; k < k1; k++) make_d(k, t, stop, d + (k - k0) * d_size, piece, half);
       for (int64_t c = 0; c < c_blocks(); c++) {
-        const A* vc = v + c * frequencies * v_plane(count);
+        make_v(c, t, stop, v, piece, half);
         for (int64_t k = k0 * L; k < at_most(k1 * L, K); k += R) {
           const A* dk = d + (k / L - k0) * d_size + k % L;
           if (vectors(c) == 2) {
-            accumulate<2>(k, c, count, vc, dk, m, sum, first, last);
+            accumulate<2>(k, c, count, v, dk, m, half, sum, first, last);
           } else {
-            accumulate<1>(k, c, count, vc, dk, m, sum, first, last);
+            accumulate<1>(k, c, count, v, dk, m, half, sum, first, last);
           }
         }
       }
@@ -150,30 +160,31 @@ struct WeightProblem {
   }
 
   void run() const {
-    const int64_t all = tiles.count(), S = parts(), rounded = divide_up(C, L) * L;
+    const int64_t all = tiles().count(), S = parts(), rounded = round_up(C, L);
     if (all == 0) {
-      for (int64_t i = 0; i < K * C * 9; i++) pyconv::store(dw + i, A(0));
+      for (int64_t i = 0; i < K * C * taps(); i++) pyconv::store(dw + i, A(0));
       return;
     }
     A* sums = static_cast<A*>(scratch(0, sizeof(A) * S * sum_size()));
-    const int64_t flops = 2 * frequencies * divide_up(all, S) * C * L;
+    const int64_t flops = 2 * frequencies() * divide_up(all, S) * C * L;
     parallel_for(S * k_blocks(), divide_up(serial_flops, flops), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end;) {
         const int64_t s = i / k_blocks(), stop = at_most(end, (s + 1) * k_blocks());
-        run_part(all * s / S, all * (s + 1) / S, i - s * k_blocks(), stop - s * k_blocks(), sums + s * sum_size(),
+        run_part(part_begin(s), part_begin(s + 1), i - s * k_blocks(), stop - s * k_blocks(), sums + s * sum_size(),
                  S == 1);
         i = stop;
       }
     });
     if (S == 1) return;
-    parallel_for(K, divide_up(serial_flops, 9 * C * S), [&](int64_t begin, int64_t end) {
+    parallel_for(K, divide_up(serial_flops, taps() * C * S), [&](int64_t begin, int64_t end) {
+      alignas(64) A tap[49 * L];
       for (int64_t k = begin; k < end; k++) {
         for (int64_t c = 0; c < C; c += L) {
-          vec<A> tap[9];
-          for (int e = 0; e < 9; e++) {
-            const A* from = sums + (k * 9 + e) * rounded + c;
-            tap[e] = load(from);
-            for (int64_t s = 1; s < S; s++) tap[e] += load(from + s * sum_size());
+          for (int64_t e = 0; e < taps(); e++) {
+            const A* from = sums + (k * taps() + e) * rounded + c;
+            vec<A> total = load(from);
+            for (int64_t s = 1; s < S; s++) total += load(from + s * sum_size());
+            store(tap + e * L, total);
           }
           store_taps(k, c, at_most(L, C - c), tap);
         }
@@ -187,18 +198,18 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   const int64_t C = s.ic_per_group(), K = s.oc_per_group();
   for (int64_t g = 0; g < s.G; g++) {
     const WeightProblem<T> p = {s.layout,
+                                transform_of<acc_t<T>>(s, s.OH, s.OW),
                                 C,
                                 K,
                                 s.IH,
                                 s.IW,
                                 s.PH,
                                 s.PW,
-                                {s.N, s.OH, s.OW},
                                 x + s.x_index()(0, g * C, 0, 0),
                                 s.x_index(),
                                 dy + s.y_index()(0, g * K, 0, 0),
                                 s.y_index(),
-                                dw + g * K * C * 9};
+                                dw + g * K * C * s.KH * s.KW};
     p.run();
   }
 }
