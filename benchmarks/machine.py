@@ -40,7 +40,6 @@ def conditions(threads: int, dtype: str = "float32") -> dict[str, Any]:
     copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.5)["copy"].fastest
     # The least of many: a third process on either core makes one handing-over last a time slice.
     trip = min(lib.round_trip_nanoseconds(0.02) for _ in range(10)) if threads > 1 else 0
-    peak = "float64" if dtype == "float64" else "float32"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "host": platform.node(),
@@ -51,7 +50,7 @@ def conditions(threads: int, dtype: str = "float32") -> dict[str, Any]:
         "isa": lib.isa(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "flops": max(lib.measured_flops(peak, threads, 0.05) for _ in range(10)),
+        "flops": max(lib.measured_flops(dtype, threads, 0.05) for _ in range(10)),
         "copy_bytes_per_second": 2 * 4 * 2**26 / copy,
         "last_cache_bytes": last_cache_bytes(),
         "core_to_core_ns": trip,

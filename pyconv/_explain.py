@@ -56,7 +56,7 @@ def _kernels() -> Any:
 @cache
 def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
     """Multiply-adds from registers, and a copy between two buffers of together `megabytes`; the best of some tries."""
-    name = "float64" if dtype == torch.float64 else "float32"
+    name = str(dtype).removeprefix("torch.")
     half = max(megabytes, 1) * 2**20 // 8
     source, target = torch.ones(half), torch.empty(half)
     copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].fastest

@@ -2,8 +2,9 @@
 //   A panel (MR rows, KP): KC terms of a row side by side, read one at a time into a whole vector
 //   B panel (KC terms, BN = 2 vectors)
 //   C tile  (MR rows, BN)
-// and the ways in: copy_rows for a source whose rows lie as the panel's do, copy_transposed for one that is turned.
-// Both take a source with holes: im2col's matrix, whose rows are runs of an image. Included once per ISA.
+// and the ways in: pack_a and pack_b from a source whose rows lie as the panel's do, pack_a_turned and pack_b_turned from
+// one that is turned. All take a source with holes: im2col's matrix, whose rows are runs of an image. Panels hold what
+// their products are summed in; bf16 where the CPU multiplies that, cpu/gemm_bf16.h. Included once per ISA.
 // Source: Goto and van de Geijn, Anatomy of high-performance matrix multiplication, TOMS 34(3), 2008
 
 // Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
@@ -11,10 +12,43 @@ constexpr int64_t MR = PYCONV_BYTES == 64 ? 14 : PYCONV_BYTES == 32 ? 6 : 4;
 // At most so many terms at a time: A and B panels are 22 and 48 KB of float32. 64, 128, 256, 384 and 512 terms: 217,
 // 236, 239, 234 and 237 GFLOP/s of a peak of 235 to 240 (one Zen 5 core, all panels in L2).
 constexpr int64_t KC = 384;
-constexpr int64_t KP = KC + 16;  // rows of an A panel start in different cache sets
+template <class P>
+constexpr int64_t KP = KC + 64 / sizeof(P);  // rows of an A panel are an odd number of lines: in different cache sets
+
+// What a panel holds of storage type T.
+template <class T>
+struct Panel {
+  using type = acc_t<T>;
+};
+template <class T>
+using panel_t = typename Panel<T>::type;
+
+// Calls f(T()) with the type of `dtype`, of those that this namespace is compiled for.
+template <class F>
+void with_storage(DType dtype, const F& f) {
+#if PYCONV_BF16
+  static_cast<void>(dtype);
+  f(bf16());
+#else
+  with_type(dtype, f);
+#endif
+}
+
+// Columns [to, to + count) of a block, side by side in the source from offset `from` on.
+struct Run {
+  int64_t from, to, count;
+};
+
+#if PYCONV_BF16
+template <>
+struct Panel<bf16> {
+  using type = bf16;
+};
+#include "cpu/gemm_bf16.h"
+#endif
 
 // Micro-kernel: c[i,:] (+)= sum_k a[i,k] * b[k,:] for R rows; registers only.
-template <class A, int R, int NV>
+template <int R, int NV, class A>
 PYCONV_NOINLINE void multiply_tile(const A* a, const A* b, int64_t terms, A* c, bool first) {
   constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   vec<A> sum[R][NV];
@@ -25,7 +59,7 @@ PYCONV_NOINLINE void multiply_tile(const A* a, const A* b, int64_t terms, A* c, 
     vec<A> bk[NV];
     _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
     _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      const A aik = a[i * KP];
+      const A aik = a[i * KP<A>];
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += aik * bk[v];
     }
   }
@@ -34,19 +68,19 @@ PYCONV_NOINLINE void multiply_tile(const A* a, const A* b, int64_t terms, A* c, 
   }
 }
 
-template <class A, int NV, int R>
-PYCONV_INLINE void multiply_rows(int64_t rows, const A* a, const A* b, int64_t terms, A* c, bool first) {
-  if (rows > R - 2) return multiply_tile<A, R, NV>(a, b, terms, c, first);
-  if constexpr (R > 2) multiply_rows<A, NV, R - 2>(rows, a, b, terms, c, first);
+template <int NV, int R, class P, class A>
+PYCONV_INLINE void multiply_rows(int64_t rows, const P* a, const P* b, int64_t terms, A* c, bool first) {
+  if (rows > R - 2) return multiply_tile<R, NV>(a, b, terms, c, first);
+  if constexpr (R > 2) multiply_rows<NV, R - 2>(rows, a, b, terms, c, first);
 }
 
 // c (+)= a b for up to MR rows, rounded up to an even number of them, and up to BN lanes, rounded up to whole vectors.
-template <class A>
-void multiply(int64_t rows, int64_t lanes, const A* a, const A* b, int64_t terms, A* c, bool first) {
+template <class P, class A>
+void multiply(int64_t rows, int64_t lanes, const P* a, const P* b, int64_t terms, A* c, bool first) {
   if (lanes > Vec<A>::size) {
-    multiply_rows<A, 2, MR>(rows, a, b, terms, c, first);
+    multiply_rows<2, MR>(rows, a, b, terms, c, first);
   } else {
-    multiply_rows<A, 1, MR>(rows, a, b, terms, c, first);
+    multiply_rows<1, MR>(rows, a, b, terms, c, first);
   }
 }
 
@@ -59,13 +93,8 @@ struct RowPanels {
   int64_t rows(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
 
-// J terms in blocks of equal size, at most KC.
-inline int64_t block_of(int64_t J) { return at_least(divide_up(J, at_least(divide_up(J, KC), 1)), 1); }
-
-// Columns [to, to + count) of a block, side by side in the source from offset `from` on.
-struct Run {
-  int64_t from, to, count;
-};
+// J terms in blocks of equal size, at most KC; even, so that none cuts a pair.
+inline int64_t block_of(int64_t J) { return at_least(round_up(divide_up(J, at_least(divide_up(J, KC), 1)), 2), 2); }
 
 // The runs in which `count` offsets follow one another by `step`; at most `count` of them.
 inline int64_t runs_of(const int64_t* offset, int64_t count, Run* runs, int64_t step = 1) {
@@ -112,4 +141,38 @@ PYCONV_NOINLINE void copy_transposed(const T* at, int64_t row, int64_t rows, con
       }
     }
   }
+}
+
+// a[r, column] = at[row[r] + column's offset]
+template <class T, class A>
+void pack_a(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, A* a) {
+  copy_rows(at, row, rows, runs, n, a, KP<A>);
+}
+
+// The same for a tile, which has an even number of rows: an odd last one twice.
+template <class T, class P>
+void pack_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, P* panel) {
+  pack_a(at, row, rows, runs, n, panel);
+  if (rows % 2) pack_a(at, row + rows - 1, 1, runs, n, panel + rows * KP<P>);
+}
+
+// b[term, column] = at[row[term] + column's offset]
+template <class T, class A>
+void pack_b(const T* at, const int64_t* row, int64_t terms, const Run* runs, int64_t n, A* b) {
+  copy_rows(at, row, terms, runs, n, b, 2 * Vec<A>::size);
+}
+
+// a[column, term] = at[term * row + column's offset]; a line of memory holds many columns of few terms
+template <class T, class A>
+void pack_a_turned(const T* at, int64_t row, int64_t terms, const Run* runs, int64_t n, A* a) {
+  constexpr int64_t L = Vec<A>::size;
+  for (int64_t k = 0; k < terms; k += L) {
+    copy_transposed(at + k * row, row, at_most(L, terms - k), runs, n, a + k, KP<A>);
+  }
+}
+
+// b[column, r] = at[r * row + column's offset]
+template <class T, class A>
+void pack_b_turned(const T* at, int64_t row, int64_t rows, const Run* runs, int64_t n, A* b) {
+  copy_transposed(at, row, rows, runs, n, b, 2 * Vec<A>::size);
 }

@@ -8,6 +8,8 @@
 namespace pyconv {
 namespace {
 
+constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+
 bool cpu_has(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -18,22 +20,27 @@ bool cpu_has(Isa isa) {
     return cpu_has(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   }
+  if (isa == Isa::avx512_bf16) return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
 #endif
   return isa == Isa::portable;
 }
 
 Isa named(const std::string& name) {
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : all) {
     if (name != name_of(isa)) continue;
     if (!cpu_has(isa)) throw std::invalid_argument("pyconv: this CPU has no " + name);
     return isa;
   }
-  throw std::invalid_argument("pyconv: there is no ISA \"" + name + "\"; there are portable, avx2, avx512");
+  throw std::invalid_argument("pyconv: there is no ISA \"" + name +
+                              "\"; there are portable, avx2, avx512, avx512_bf16");
 }
 
 Isa best() {
-  if (cpu_has(Isa::avx512)) return Isa::avx512;
-  return cpu_has(Isa::avx2) ? Isa::avx2 : Isa::portable;
+  Isa widest = Isa::portable;
+  for (Isa isa : all) {
+    if (cpu_has(isa)) widest = isa;
+  }
+  return widest;
 }
 
 Isa& current() {
@@ -56,11 +63,23 @@ int64_t (*threads_hook)() = [] { return int64_t(1); };
 
 Isa isa() { return current(); }
 
-const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+  }
+  return "?";
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : all) {
     if (cpu_has(isa)) names.emplace_back(name_of(isa));
   }
   return names;

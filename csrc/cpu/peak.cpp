@@ -8,13 +8,16 @@
 #include "cpu/roofline.h"
 
 #define PYCONV_KERNEL "cpu/peak.h"
+#define PYCONV_KERNEL_FOR_BF16
 #include "cpu/for_each_isa.inc"
 
 namespace pyconv {
 
 double measured_flops(DType dtype, int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
-  const auto burst = dtype == DType::f64 ? PYCONV_PER_ISA(peak::fma_f64) : PYCONV_PER_ISA(peak::fma_f32);
+  const auto burst = dtype == DType::f64    ? PYCONV_PER_ISA(peak::fma_f64)
+                     : dtype == DType::bf16 ? PYCONV_PER_ISA_OR_BF16(dtype, peak::fma_bf16)
+                                            : PYCONV_PER_ISA(peak::fma_f32);
   std::atomic<int64_t> done{0};
   const Clock::time_point start = Clock::now();
   parallel_for(threads, 1, [&](int64_t begin, int64_t end) {

@@ -170,10 +170,14 @@ inline __attribute__((always_inline)) vec<float> load_wide(const bf16* p) {
 }
 template <>
 inline __attribute__((always_inline)) void store_narrow(bf16* p, vec<float> v) {
+#if PYCONV_BF16
+  *reinterpret_cast<UnalignedHalves*>(p) = (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
   const Bits bits = (Bits)v;
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
   const Bits nan = (Bits)((bits & 0x7fffffffu) > 0x7f800000u);
   *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), Halves);
+#endif
 }
 
 template <>

@@ -13,7 +13,7 @@ for object in "$@"; do
   source=$root/${source%.o}
   grep -q '#include "cpu/for_each_isa.inc"' "$source" || continue
   checked=$((checked + 1))
-  leaks=$("$nm" --defined-only --demangle "$object" | grep ' W ' | grep -vE 'pyconv::(portable|avx2|avx512)::') || continue
+  leaks=$("$nm" --defined-only --demangle "$object" | grep ' W ' | grep -vE 'pyconv::(portable|avx2|avx512|avx512_bf16)::') || continue
   failed=1
   printf '%s defines weak functions that the program shares:\n%s\n' "$source" "$leaks"
 done

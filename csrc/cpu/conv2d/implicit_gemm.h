@@ -10,7 +10,8 @@
 //           a panel at a time, MR rows, in L1; the one on the right for the slab, in L2 (or w', once, for the call)
 // Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops, lanes and rows beyond the matrices wasted
 //           workspace: per thread a slab of image, U or dy, and C tiles if there are more than KC terms; w'
-// Limits    none in shape or type: bf16 and f16 widen to float in the panels and are rounded once in the store
+// Limits    none in shape or type: bf16 and f16 widen to float in the panels and are rounded once in the store. bf16 stays
+//           as it is where the CPU multiplies pairs of it, and counts values below 2^-126 as zero: cpu/gemm_bf16.h
 // Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3
 
 namespace implicit_gemm {
@@ -24,17 +25,11 @@ constexpr int64_t slab_pixels = 448;  // 112 to 448: no difference beyond noise
 constexpr int64_t most_lanes = 512;   // of a part of w': KC terms of it are 768 KB, of 1 MB of L2
 constexpr int64_t serial_flops = 100000;
 
-// An A panel: rows of a matrix at the offsets `row`, an odd last one twice, as tiles have an even number of rows.
-template <class T, class A>
-void pack_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, A* panel) {
-  copy_rows(at, row, rows, runs, n, panel, KP);
-  if (rows % 2) copy_rows(at, row + rows - 1, 1, runs, n, panel + rows * KP, KP);
-}
-
 // C channels of an image -> M channels of output per group.
 template <class T>
 struct Problem {
   using A = acc_t<T>;
+  using P = panel_t<T>;
   static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   Im2col<T> u;
   int64_t G, M;  // M per group
@@ -45,7 +40,7 @@ struct Problem {
   int64_t J;
   bool channel_first;  // j is (c, tap), not (tap, c)
   const T* rows;       // NCHW: weights (G, M, J)
-  const A* panels;     // channels_last: weights (G, M / BN, J + L, BN)
+  const P* panels;     // channels_last: weights (G, M / BN, J + L, BN)
 
   // BN pixels in NCHW: where they lie in U and in the output.
   struct PixelPanel {
@@ -60,7 +55,8 @@ struct Problem {
     T* y;         // output of the slab's first image, the group's first channel
     int64_t pixels, g, m0, channels;
     const int64_t *pixel, *out;  // offsets of the pixels in U and in the output
-    A *a, *b, *c;                // panels and tiles
+    P *a, *b;                    // panels
+    A* c;                        // tiles
     PixelPanel* panel;
 
     // The tile of a panel of rows and one of lanes: kept apart only while a sum is not finished.
@@ -98,7 +94,7 @@ struct Problem {
         at = u.take(s.slab, s.g * u.C, j / taps, divide_up(j + terms, taps), s.piece);
       }
       for (int64_t p = 0; p < lane_panels; p++) {
-        copy_rows(at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN, BN);
+        pack_b(at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN);
       }
       for (int64_t q = 0; q < row_panels.count(); q++) {
         const int64_t m = s.m0 + row_panels.begin(q), count = row_panels.rows(q);
@@ -141,7 +137,7 @@ struct Problem {
         pack_rows(s.at, s.pixel + first, count, runs, n, s.a);
         for (int64_t p = 0; p < lane_panels; p++) {
           const int64_t m = s.m0 + p * BN, lanes = at_most(BN, M - m);
-          const A* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
+          const P* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
           A* c = s.tile(q * lane_panels + p, J);
           multiply(count, lanes, s.a, b, terms, c, j == 0);
           if (j + terms >= J) finish_pixels(c, s.g, m, lanes, s.out + first, count, s.y + m);
@@ -159,23 +155,24 @@ struct Problem {
 
   void run() const {
     const bool nchw = u.layout == Layout::nchw;
-    const int64_t P = u.pixels(), slabs = u.slabs(), flops = 2 * P * J * M;
-    if (P == 0 || N() == 0) return;
+    const int64_t most = u.pixels(), slabs = u.slabs(), flops = 2 * most * J * M;
+    if (most == 0 || N() == 0) return;
     // Channels are cut if there are few pixels, and in channels_last so that KC terms of a part of w' stay in L2.
     const int64_t parts = at_most(at_least(parts_of(slabs * G), nchw ? 1 : divide_up(M, most_lanes)), divide_up(M, BN));
     const int64_t part = round_up(divide_up(M, parts), BN);
 
-    const int64_t lane_panels = divide_up(nchw ? P : part, BN), row_panels = RowPanels{nchw ? part : P}.count();
-    const int64_t a_size = (MR + 1) * KP, b_size = nchw ? lane_panels * KC * BN + L : 0;
+    const int64_t lane_panels = divide_up(nchw ? most : part, BN), row_panels = RowPanels{nchw ? part : most}.count();
+    const int64_t a_size = (MR + 1) * KP<P>, b_size = nchw ? lane_panels * KC * BN : 0;
     const int64_t c_size = MR * BN * (J > KC ? lane_panels * row_panels : 1) + BN;
     parallel_for(
         slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)), [&](int64_t begin, int64_t end) {
           Item s = {};
-          s.a = static_cast<A*>(scratch(1, sizeof(A) * (a_size + b_size + c_size) + sizeof(T) * u.piece_size()));
+          const int64_t bytes = sizeof(P) * (a_size + b_size) + sizeof(A) * c_size + sizeof(T) * u.piece_size();
+          s.a = static_cast<P*>(scratch(1, bytes));
           s.b = s.a + a_size;
-          s.c = s.b + b_size;
+          s.c = reinterpret_cast<A*>(s.b + b_size);
           s.piece = reinterpret_cast<T*>(s.c + c_size);
-          s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * P));
+          s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * most));
           int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
           for (int64_t item = begin; item < end; item++) {
             s.slab = u.slab(item / parts / G);
@@ -187,9 +184,9 @@ struct Problem {
               const bool later = nchw && channel_first && J > KC;
               if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
               u.pixel_offsets(s.slab, offsets);
-              output_offsets(s.slab, offsets + P);
+              output_offsets(s.slab, offsets + most);
               s.pixel = offsets;
-              s.out = offsets + P;
+              s.out = offsets + most;
               s.y = output + O(s.slab.n, s.g * M, 0, 0);
             }
             if (s.channels > 0) nchw ? planes(s) : pixels(s);
@@ -221,32 +218,31 @@ int64_t packed_size(const Conv2dShape& s) {
 }
 
 template <class T>
-void pack(const Conv2dShape& s, const T* w, acc_t<T>* panels) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+void pack(const Conv2dShape& s, const T* w, panel_t<T>* panels) {
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
   const int64_t J = s.ic_per_group() * s.KH * s.KW, M = s.oc_per_group(), blocks = divide_up(M, BN);
   parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t m = i % blocks * BN;
       const Run all = {0, 0, J};
-      A* panel = panels + i * (J + L) * BN;
+      panel_t<T>* panel = panels + i * (J + L) * BN;
       // What the copy leaves is zero, so that equal weights make equal panels.
-      for (int64_t k = M - m > L ? J * BN : 0; k < (J + L) * BN; k++) panel[k] = 0;
-      copy_transposed(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panel, BN);
+      for (int64_t k = M - m > L ? J * BN : 0; k < (J + L) * BN; k++) panel[k] = {};
+      pack_b_turned(w + (i / blocks * M + m) * J, J, at_most(BN, M - m), &all, 1, panel);
     }
   });
 }
 
 // `panels` may be null: made for this call.
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const acc_t<T>* panels, const Epilogue& e, T* y) {
-  using A = acc_t<T>;
+void fwd(const Conv2dShape& s, const T* x, const T* w, const panel_t<T>* panels, const Epilogue& e, T* y) {
+  using P = panel_t<T>;
   Problem<T> p = problem<T>(s, false, forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
                             forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, {e, y});
   p.rows = w;
   p.panels = panels;
   if (s.layout == Layout::nhwc && !panels) {
-    A* made = static_cast<A*>(scratch(0, sizeof(A) * packed_size<T>(s)));
+    P* made = static_cast<P*>(scratch(0, sizeof(P) * packed_size<T>(s)));
     pack(s, w, made);
     p.panels = made;
   }
@@ -282,22 +278,26 @@ void turn_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* w
 }
 
 // panels (G, IC / BN, (tap, oc), BN) of the taps of a phase, from w (G, OC, KH, KW, IC).
-template <class T, class A>
-void copy_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, A* panels) {
-  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+template <class T, class P>
+void copy_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, P* panels) {
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
   const int64_t C = s.oc_per_group(), M = s.ic_per_group(), J = C * h.taps * w.taps, blocks = divide_up(M, BN);
   parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t g = i / blocks, m = i % blocks * BN;
       const Run lanes = {m, 0, at_most(BN, M - m)};
-      A* to = panels + i * (J + L) * BN;
+      P* to = panels + i * (J + L) * BN;
+      int64_t row[KC], n = 0;
       for (int64_t t = 0; t < h.taps * w.taps; t++) {
         const int64_t kh = h.tap0 + t / w.taps * h.tap_step, kw = w.tap0 + t % w.taps * w.tap_step;
-        for (int64_t c = 0; c < C; c++, to += BN) {
-          const int64_t row = (((g * C + c) * s.KH + kh) * s.KW + kw) * M;
-          copy_rows(weights, &row, 1, &lanes, 1, to, BN);
+        for (int64_t c = 0; c < C; c++) {
+          row[n++] = (((g * C + c) * s.KH + kh) * s.KW + kw) * M;
+          if (n < KC) continue;
+          pack_b(weights, row, n, &lanes, 1, to);
+          to += n * BN, n = 0;
         }
       }
+      pack_b(weights, row, n, &lanes, 1, to);
     }
   });
 }
@@ -314,8 +314,8 @@ inline bool phase_without_taps(int64_t K, int64_t stride, int64_t dilation) {
 
 template <class T>
 void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  using P = panel_t<T>;
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
   const bool gaps = phase_without_taps(s.KH, s.SH, s.DH) || phase_without_taps(s.KW, s.SW, s.DW);
   if (gaps) {  // pixels that no output sees
     const int64_t lines = s.N * s.IC * s.IH;
@@ -330,13 +330,13 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
       if (gaps && h.taps * v.taps == 0) continue;
       Problem<T> p = problem<T>(s, true, h, v, dy, dx, {});
       const int64_t channels = s.layout == Layout::nchw ? p.M : round_up(p.M, BN);
-      void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(A)) * s.G * channels * (p.J + L));
+      void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(P)) * s.G * channels * (p.J + L));
       if (s.layout == Layout::nchw) {
         turn_weights(s, h, v, w, static_cast<T*>(weights));
         p.rows = static_cast<const T*>(weights);
       } else {
-        copy_weights(s, h, v, w, static_cast<A*>(weights));
-        p.panels = static_cast<const A*>(weights);
+        copy_weights(s, h, v, w, static_cast<P*>(weights));
+        p.panels = static_cast<const P*>(weights);
       }
       p.run();
     }
@@ -348,7 +348,7 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
 }  // namespace
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
-  with_type(s.dtype, [&](auto type) {
+  with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
     fwd<T>(s, static_cast<const T*>(x), static_cast<const T*>(w), nullptr, e, static_cast<T*>(y));
   });
@@ -357,33 +357,33 @@ void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, 
 int64_t packed_bytes(const Conv2dShape& s) {
   if (s.layout == Layout::nchw) return 0;
   int64_t bytes = 0;
-  with_type(s.dtype, [&](auto type) { bytes = sizeof(acc_t<decltype(type)>) * packed_size<decltype(type)>(s); });
+  with_storage(s.dtype, [&](auto type) { bytes = sizeof(panel_t<decltype(type)>) * packed_size<decltype(type)>(s); });
   return bytes;
 }
 
 void pack(const Conv2dShape& s, const void* w, void* packed) {
-  with_type(s.dtype, [&](auto type) {
+  with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
-    pack(s, static_cast<const T*>(w), static_cast<acc_t<T>*>(packed));
+    pack(s, static_cast<const T*>(w), static_cast<panel_t<T>*>(packed));
   });
 }
 
 void fwd_packed(const Conv2dShape& s, const void* x, const void* packed, const Epilogue& e, void* y) {
-  with_type(s.dtype, [&](auto type) {
+  with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd<T>(s, static_cast<const T*>(x), nullptr, static_cast<const acc_t<T>*>(packed), e, static_cast<T*>(y));
+    fwd<T>(s, static_cast<const T*>(x), nullptr, static_cast<const panel_t<T>*>(packed), e, static_cast<T*>(y));
   });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
-  with_type(s.dtype, [&](auto type) {
+  with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
     bwd_input(s, static_cast<const T*>(dy), static_cast<const T*>(w), static_cast<T*>(dx));
   });
 }
 
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
-  with_type(s.dtype, [&](auto type) {
+  with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
     bwd_weight(s, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw));
   });

@@ -13,6 +13,7 @@ constexpr int64_t u_group = 4;           // panels of U packed together in chann
 template <class T>
 struct WeightGradient {
   using A = acc_t<T>;
+  using P = panel_t<T>;
   static constexpr int64_t L = Vec<A>::size, BN = 2 * L;
   Im2col<T> u;
   const Conv2dShape& s;
@@ -26,9 +27,9 @@ struct WeightGradient {
   int64_t dy_panels() const { return nchw() ? divide_up(M, BN) : RowPanels{M}.count(); }
   // dy' is packed some panels at a time: panel q starts at channel channel_of(q).
   int64_t channel_of(int64_t q) const { return nchw() ? at_most(q * BN, M) : RowPanels{M}.begin(q); }
-  int64_t channel_size() const { return nchw() ? KC + L : KP; }  // of a packed channel of dy'
-  int64_t dy_group() const { return at_least(dy_bytes / int64_t(sizeof(A)) / channel_size() / (nchw() ? BN : MR), 1); }
-  int64_t dy_size() const { return at_most(dy_group() * (nchw() ? BN : MR), M + BN) * channel_size() + L * KP; }
+  int64_t channel_size() const { return nchw() ? KC + L : KP<P>; }  // of a packed channel of dy'
+  int64_t dy_group() const { return at_least(dy_bytes / int64_t(sizeof(P)) / channel_size() / (nchw() ? BN : MR), 1); }
+  int64_t dy_size() const { return at_most(dy_group() * (nchw() ? BN : MR), M + BN) * channel_size() + L * KP<P>; }
   int64_t sum_size() const { return u_panels() * dy_panels() * MR * BN; }
 
   // Pixels [p, p + terms) of a slab of dy: where they lie, from its image and row on.
@@ -45,22 +46,20 @@ struct WeightGradient {
   }
 
   // Channels [m, last) of dy'.
-  void pack_dy(const T* from, const Run* runs, int64_t n, int64_t terms, int64_t m, int64_t last, A* to) const {
+  void pack_dy(const T* from, const Run* runs, int64_t n, int64_t terms, int64_t m, int64_t last, P* to) const {
     if (nchw()) {
       for (; m < last; m += BN, to += (KC + L) * BN) {
-        copy_transposed(from + m * s.OH * s.OW, s.OH * s.OW, at_most(BN, last - m), runs, n, to, BN);
+        pack_b_turned(from + m * s.OH * s.OW, s.OH * s.OW, at_most(BN, last - m), runs, n, to);
       }
-    } else {  // pixels follow one another through the images; a line of memory holds some channels of each
+    } else {  // pixels follow one another through the images
       const Run channels = {runs[0].from + m, 0, last - m};
-      for (int64_t p = 0; p < terms; p += L) {
-        copy_transposed(from + p * s.OC, s.OC, at_most(L, terms - p), &channels, 1, to + p, KP);
-      }
+      pack_a_turned(from, s.OC, terms, &channels, 1, to);
     }
   }
 
   // Panels [begin, end) of U for the pixels at `pixel`. NCHW: one, rows of pixels. channels_last: up to u_group, lanes
   // of taps, a few pixels of all before the next, as they lie in memory.
-  void pack_u(const T* at, const int64_t* pixel, int64_t terms, int64_t begin, int64_t end, A* to) const {
+  void pack_u(const T* at, const int64_t* pixel, int64_t terms, int64_t begin, int64_t end, P* to) const {
     if (nchw()) {
       const RowPanels rows = {J};
       Run runs[KC];
@@ -73,14 +72,14 @@ struct WeightGradient {
     }
     for (int64_t p = 0; p < terms; p += L) {
       for (int64_t i = 0; i < end - begin; i++) {
-        copy_rows(at, pixel + p, at_most(L, terms - p), runs[i], n[i], to + (i * KC + p) * BN, BN);
+        pack_b(at, pixel + p, at_most(L, terms - p), runs[i], n[i], to + (i * KC + p) * BN);
       }
     }
   }
 
   // sum (U panel, dy panel, MR, BN) += the products of one slab, for panels [begin, end) of U.
   void add(const typename Im2col<T>::Slab& slab, const T* at, const T* from, const int64_t* pixel, int64_t begin,
-           int64_t end, A* packed_dy, A* packed_u, A* sum, bool first) const {
+           int64_t end, P* packed_dy, P* packed_u, A* sum, bool first) const {
     const int64_t pixels = slab.images * slab.rows * s.OW, together = nchw() ? 1 : u_group;
     Run runs[KC];
     for (int64_t p = 0; p < pixels; p += block_of(pixels)) {
@@ -100,12 +99,12 @@ struct WeightGradient {
   }
 
   // One panel of U with panels [q, last_q) of dy'.
-  void multiply_panel(int64_t i, const A* u_panel, int64_t q, int64_t last_q, const A* packed_dy, int64_t terms, A* sum,
+  void multiply_panel(int64_t i, const P* u_panel, int64_t q, int64_t last_q, const P* packed_dy, int64_t terms, A* sum,
                       bool first) const {
     const int64_t m0 = channel_of(q), taps = nchw() ? RowPanels{J}.rows(i) : at_most(BN, J - i * BN);
     for (; q < last_q; q++) {
       A* c = sum + (i * dy_panels() + q) * MR * BN;
-      const A* d = packed_dy + (channel_of(q) - m0) * channel_size();
+      const P* d = packed_dy + (channel_of(q) - m0) * channel_size();
       const int64_t channels = channel_of(q + 1) - channel_of(q);
       if (nchw()) {
         multiply(taps, channels, u_panel, d, terms, c, first);
@@ -145,20 +144,20 @@ struct WeightGradient {
   }
 
   void run(T* dw) const {
-    const int64_t slabs = u.slabs(), P = u.pixels(), flops = 2 * s.N * s.OH * s.OW * J * M;
+    const int64_t slabs = u.slabs(), flops = 2 * s.N * s.OH * s.OW * J * M;
     const int64_t fit = most_sum_bytes / (s.G * sum_size() * int64_t(sizeof(A)));
     const int64_t wanted = at_most(s.N * s.OH * s.OW / chunk_pixels, most_chunks);
     const int64_t chunks = at_least(at_most(at_most(wanted, slabs), fit), 1);
     const int64_t parts = at_most(parts_of(chunks * s.G), u_panels());
     A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * s.G * sum_size()));
-    const int64_t u_size = (nchw() ? (MR + 1) * KP : u_group * KC * BN) + L;
+    const int64_t u_size = (nchw() ? (MR + 1) * KP<P> : u_group * KC * BN) + L;
     parallel_for(chunks * s.G * parts, divide_up(serial_flops, at_least(flops / chunks / parts, 1)),
                  [&](int64_t begin, int64_t end) {
-                   A* packed_dy =
-                       static_cast<A*>(scratch(1, sizeof(A) * (dy_size() + u_size) + sizeof(T) * u.piece_size()));
-                   A* packed_u = packed_dy + dy_size();
+                   P* packed_dy =
+                       static_cast<P*>(scratch(1, sizeof(P) * (dy_size() + u_size) + sizeof(T) * u.piece_size()));
+                   P* packed_u = packed_dy + dy_size();
                    T* piece = reinterpret_cast<T*>(packed_u + u_size);
-                   int64_t* pixel = static_cast<int64_t*>(scratch(3, sizeof(int64_t) * P));
+                   int64_t* pixel = static_cast<int64_t*>(scratch(3, sizeof(int64_t) * u.pixels()));
                    for (int64_t item = begin; item < end; item++) {
                      const int64_t chunk = item / parts / s.G, g = item / parts % s.G, part = item % parts;
                      A* sum = sums + (chunk * s.G + g) * sum_size();
