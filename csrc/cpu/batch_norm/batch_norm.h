@@ -8,16 +8,7 @@
 
 namespace pyconv::batch_norm {
 
-// One value per channel, of type acc_t<dtype>; a null weight means 1, a null bias 0.
-struct Affine {
-  const void *weight, *bias;
-};
-struct Statistics {
-  const void *mean, *var;
-};
-struct Gradients {
-  void *dx, *dweight, *dbias;
-};
+using pyconv::Affine, pyconv::Gradients, pyconv::Statistics;
 
 // x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole.
 using Train = void(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var);

@@ -1,0 +1,78 @@
+// The words kernels are written in, and the only file that knows what they are made of: CUDA and PTX under nvcc, the
+// emulator under any other compiler (csrc/emulator/words.h has the same words). A kernel includes nothing else of CUDA,
+// never asks which of the two it is in, and takes all its shared memory from shared().
+//
+//   shared<S>()                 the block's shared memory as one struct; the kernel is launched with sizeof(S)
+//   read(p), write(p, v)        one value of any storage type, widened to acc_t<T> and rounded once
+//   read4(p), write4(p, v)      four floats at once; p is aligned to 16 bytes
+//   copy_async<bytes>(to, from, wanted)   global to shared memory, later; zeros where not wanted, and nothing is read then
+//   copy_async_commit()         closes a group of copies
+//   copy_async_wait<n>()        all but the newest n groups of this thread are there
+//   launch(kernel, grid, block, shared_bytes, stream, arguments...)       0, or the error's number
+// and of CUDA: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, shuffles and ballots.
+#pragma once
+#include "common/shape.h"
+
+#if !defined(__CUDACC__)
+#include "emulator/words.h"
+#else
+#include <cuda_runtime.h>
+
+#define PYCONV_DEVICE __device__ __forceinline__
+
+namespace pyconv::cuda {
+
+template <class Shared>
+PYCONV_DEVICE Shared& shared() {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+  return *reinterpret_cast<Shared*>(shared_memory);
+}
+
+PYCONV_DEVICE double read(const double* p) { return *p; }
+PYCONV_DEVICE float read(const float* p) { return *p; }
+PYCONV_DEVICE float read(const bf16* p) { return __uint_as_float(uint32_t(p->bits) << 16); }
+PYCONV_DEVICE float read(const f16* p) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(p->bits));
+  return v;
+}
+PYCONV_DEVICE void write(double* p, double v) { *p = v; }
+PYCONV_DEVICE void write(float* p, float v) { *p = v; }
+PYCONV_DEVICE void write(bf16* p, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(v)); }
+PYCONV_DEVICE void write(f16* p, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p->bits) : "f"(v)); }
+
+PYCONV_DEVICE float4 read4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+PYCONV_DEVICE void write4(float* p, const float4& v) { *reinterpret_cast<float4*>(p) = v; }
+
+template <int bytes>
+PYCONV_DEVICE void copy_async(void* to, const void* from, bool wanted) {
+  const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (bytes == 16) {  // past L1, which it would only wash out
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(wanted ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(from), "n"(bytes),
+                 "r"(wanted ? bytes : 0)
+                 : "memory");
+  }
+}
+PYCONV_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int newest>
+PYCONV_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
+}
+
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+           Arguments&&... arguments) {
+  if (shared_bytes > 48 * 1024) {  // more must be asked for
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();
+}
+
+}  // namespace pyconv::cuda
+#endif
