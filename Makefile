@@ -14,7 +14,7 @@ SHELL       := /bin/bash
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-CPP_FILES  = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+CPP_FILES  = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -77,6 +77,11 @@ ctest: env
 
 # TSan of gcc before 14 fails on kernels with much address randomisation.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+## make emulator   compiles the emulator of the CUDA kernels, which tests and pyconv.cuda_emulator() do when they first need it
+.PHONY: emulator
+emulator: build
+	@$(BIN)/python -c "from pyconv._emulator import build; print(build.library('emu'))"
 
 ## make sanitize   the same under AddressSanitizer with UBSan, and under ThreadSanitizer
 .PHONY: sanitize

@@ -86,8 +86,9 @@ else:
     extension.libraries = ["torch_cpu"]
 
 setup(
-    packages=[*find_packages(include=["pyconv*"]), "pyconv.benchmarks"],
-    package_dir={"pyconv.benchmarks": "benchmarks"},  # `python -m pyconv bench` without a checkout
+    packages=[*find_packages(include=["pyconv*"]), "pyconv.benchmarks", "pyconv.csrc"],
+    # `python -m pyconv bench` and pyconv.cuda_emulator(), which compiles, without a checkout.
+    package_dir={"pyconv.benchmarks": "benchmarks", "pyconv.csrc": "csrc"},
     ext_modules=[extension],
     cmdclass={"build_ext": command},
 )

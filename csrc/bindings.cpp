@@ -1,4 +1,4 @@
-// The index of the project: every op's schema, the CPU table, and the host services Python asks for.
+// The index of the project: every op's schema, the tables of both devices, and the host services Python asks for.
 //
 // Each op has two names for one function. pyconv::conv2d carries the autograd formula, the autocast rule and what
 // torch.compile needs, all registered in pyconv/_register; pyconv::_conv2d carries none and is what the eager
@@ -14,6 +14,10 @@
 #include "cpu/pool2d/pool2d.h"
 #include "cpu/roofline.h"
 #include "cpu/scratch.h"
+#include "cuda/batch_norm/batch_norm.h"
+#include "cuda/conv2d/conv2d.h"
+#include "cuda/pool2d/pool2d.h"
+#include "ops/device.h"
 #include "ops/ops.h"
 
 #define KERNEL "int kh, int kw, "
@@ -60,9 +64,12 @@ STABLE_TORCH_LIBRARY(pyconv, m) {
   PYCONV_OPS(DEFINE)
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m) {
 #define IMPLEMENT(name, signature) \
   m.impl(#name, TORCH_BOX(&pyconv::ops::name)), m.impl("_" #name, TORCH_BOX(&pyconv::ops::name));
+
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m){PYCONV_OPS(IMPLEMENT)}
+
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CUDA, m) {
   PYCONV_OPS(IMPLEMENT)
 }
 
@@ -141,6 +148,14 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("bytes", &pyconv::Conv2dShape::bytes);
   m.def("ask",
         [](const pyconv::Conv2dShape& s, const std::string& pass) { return answers(pyconv::conv2d::ask, s, pass); });
+  // The same of the kernels that run on CUDA tensors and in the emulator.
+  m.def("ask_cuda", [](const pyconv::Conv2dShape& s, const std::string& pass) {
+    return answers(pyconv::cuda::conv2d::ask, s, pass);
+  });
+  m.def("use_gpu_kernels", [](const std::string& path) { pyconv::gpu_library = &pyconv::cuda::load(path); });
+  // From now on CPU tensors run on the emulated kernels of this shared object; "" for the CPU's kernels again.
+  m.def("emulate_cuda",
+        [](const std::string& path) { pyconv::emulated_library = path.empty() ? nullptr : &pyconv::cuda::load(path); });
   m.def("measured_flops", [](const std::string& dtype, int threads, double seconds) {
     py::gil_scoped_release release;
     return pyconv::measured_flops(dtype_named(dtype), threads, seconds);
@@ -155,5 +170,12 @@ PYBIND11_MODULE(_C, m) {
                                   py::arg("adaptive_avg_pool2d") = pyconv::pool2d::avg_algorithms(),
                                   py::arg("max_unpool2d") = pyconv::pool2d::unpool_algorithms(),
                                   py::arg("batch_norm") = pyconv::batch_norm::algorithms());
+  m.attr("cuda_algorithms") = py::dict(py::arg("conv2d") = pyconv::cuda::conv2d::algorithms(),
+                                       py::arg("max_pool2d") = pyconv::cuda::pool2d::max_algorithms(),
+                                       py::arg("avg_pool2d") = pyconv::cuda::pool2d::avg_algorithms(),
+                                       py::arg("adaptive_max_pool2d") = pyconv::cuda::pool2d::max_algorithms(),
+                                       py::arg("adaptive_avg_pool2d") = pyconv::cuda::pool2d::avg_algorithms(),
+                                       py::arg("max_unpool2d") = pyconv::cuda::pool2d::unpool_algorithms(),
+                                       py::arg("batch_norm") = pyconv::cuda::batch_norm::algorithms());
   m.attr("build") = py::dict(py::arg("compiler") = __VERSION__, py::arg("torch") = PYCONV_BUILD_TORCH);
 }

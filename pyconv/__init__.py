@@ -9,6 +9,7 @@
     pyconv.grad.conv2d_weight(x, size, dy)  # the gradients as functions, as torch.nn.grad
     pyconv.algorithms("conv2d")             # what can run; algorithm="name" forces one
     pyconv.explain(layer, x, measure=True)  # what does run, why, and how far from the roof
+    with pyconv.cuda_emulator(): ...        # the CUDA kernels, on CPU tensors, without a GPU
 
 To see how it works, read pyconv/reference first: the same sums in plain PyTorch.
 """
@@ -18,6 +19,7 @@ from pyconv import backends as backends
 from pyconv import grad as grad
 from pyconv import nn as nn
 from pyconv import ops as ops
+from pyconv._emulator import cuda_emulator as cuda_emulator
 from pyconv._explain import explain as explain
 from pyconv._shapes import ShapeError as ShapeError
 from pyconv.convert import convert as convert

@@ -1,17 +1,19 @@
-"""Every test starts from the same seed, the same instruction set and one thread."""
+"""Every test starts from the same seed, the same instruction set and one thread, on the backend of its parameters."""
 
 import pytest
 import torch
 
 from pyconv import _native
+from tests.backends import backend_of
 
 
 @pytest.fixture(autouse=True)
-def fresh_start():
+def fresh_start(request):
     threads, isa = torch.get_num_threads(), _native.lib and _native.lib.isa()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    yield
+    with backend_of(request):
+        yield
     torch.set_num_threads(threads)
     if isa:
         _native.lib.set_isa(isa)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 import pyconv.reference
 from pyconv import ShapeError, _native, ops
+from tests.backends import cuda_kernels
 from tests.helpers import DTYPES, LAYOUTS, assert_close, in_float64, random
 
 ALGORITHMS = _native.lib.algorithms["batch_norm"] if _native.lib else ["reference"]
+EVERYWHERE = [*ALGORITHMS, *cuda_kernels("batch_norm")]
 ids = {"ids": str}
 
 SHAPES = [
@@ -106,7 +108,7 @@ def check_against_float64(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 @pytest.mark.parametrize("shape", SHAPES, **ids)
 def test_values_statistics_and_gradients(shape, algorithm, dtype, layout, training):
     if runs(algorithm, shape, layout):
@@ -184,7 +186,10 @@ def test_random_shapes(data):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("mean", [1e4, -3e5])
 def test_a_mean_that_is_large_beside_the_deviation(algorithm, layout, mean, isa):
-    shape = (8, 19, 30, 30)
+    check_large_mean((8, 19, 30, 30), algorithm, layout, mean)
+
+
+def check_large_mean(shape, algorithm, layout, mean):
     if not runs(algorithm, shape, layout):
         return
     x, weight, bias, *running = operands(
@@ -198,7 +203,14 @@ def test_a_mean_that_is_large_beside_the_deviation(algorithm, layout, mean, isa)
     torch.testing.assert_close(running[1], RUNNING[1], rtol=1e-5, atol=0, check_dtype=False)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("layout", LAYOUTS, **ids)
+@pytest.mark.parametrize("algorithm", cuda_kernels("batch_norm"), **ids)
+@pytest.mark.parametrize("mean", [1e4, -3e5])
+def test_a_mean_that_is_large_beside_the_deviation_on_cuda(algorithm, layout, mean):
+    check_large_mean((8, 19, 30, 30), algorithm, layout, mean)
+
+
+@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 def test_a_batch_whose_images_differ_widely(algorithm):
     x = torch.randn(6, 4, 16, 16) + torch.arange(6)[:, None, None, None] * 1e3
     layout = torch.channels_last if algorithm == "pixels" else torch.contiguous_format

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import pyconv.data
 import pyconv.reference
 from pyconv import _native, ops
+from tests.backends import cuda_kernels
 from tests.cases import CONV2D, conv2d, fits_winograd
 from tests.helpers import (
     DTYPES,
@@ -23,6 +24,7 @@ from tests.helpers import (
 )
 
 ALGORITHMS = _native.lib.algorithms["conv2d"] if _native.lib else ["reference"]
+EVERYWHERE = [*ALGORITHMS, *cuda_kernels("conv2d")]
 ids = {"ids": str}
 
 
@@ -66,7 +68,7 @@ def check_against_float64(case, dtype, layout, algorithm):
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 @pytest.mark.parametrize("case", CONV2D, **ids)
 def test_values_and_gradients(case, algorithm, dtype, layout):
     check_against_float64(case, dtype, layout, algorithm)
@@ -83,8 +85,11 @@ def test_every_instruction_set(case, dtype, layout, isa):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("case", CONV2D, **ids)
 def test_small_integers_are_exact(case, algorithm, layout, isa):
-    if algorithm == "winograd":
-        return  # its transforms round: tests/test_winograd.py states by how much
+    if algorithm != "winograd":  # whose transforms round: tests/test_winograd.py states by how much
+        check_small_integers(case, algorithm, layout)
+
+
+def check_small_integers(case, algorithm, layout):
     x, w, b = operands(case, layout=layout, draw=integers)
     y = runs_or_refuses(lambda: ops.conv2d(x, w, b, **case.arguments, algorithm=algorithm))
     if y is None:
@@ -97,6 +102,13 @@ def test_small_integers_are_exact(case, algorithm, layout, isa):
         torch.autograd.grad(y, (x, w, b), dy), torch.autograd.grad(Y, (X, W, B), dy.double())
     ):
         assert torch.equal(got.double(), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, **ids)
+@pytest.mark.parametrize("algorithm", cuda_kernels("conv2d"), **ids)
+@pytest.mark.parametrize("case", CONV2D, **ids)
+def test_small_integers_are_exact_on_cuda(case, algorithm, layout):
+    check_small_integers(case, algorithm, layout)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -274,7 +286,7 @@ def test_the_same_bits_for_any_number_of_threads(case, algorithm, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 @pytest.mark.parametrize("case", SAME_BITS, **ids)
 def test_the_same_bits_in_any_batch(case, algorithm, layout):
     x, w, b = operands(case, layout=layout)

@@ -7,6 +7,7 @@ from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyconv import ShapeError, _native, ops, reference
+from tests.backends import cuda_kernels
 from tests.cases import CONV2D, CONV2D_WINOGRAD, conv2d, fits_winograd
 from tests.helpers import (
     DTYPES,
@@ -19,6 +20,7 @@ from tests.helpers import (
 )
 
 ALGORITHMS = _native.lib.algorithms["conv2d"] if _native.lib else ["reference"]
+EVERYWHERE = [*ALGORITHMS, *cuda_kernels("conv2d")]
 ids = {"ids": str}
 CASE = conv2d("ic16ih9oc17kh3ph1")
 
@@ -58,7 +60,7 @@ def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True):
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 @pytest.mark.parametrize("case", CONV2D + CONV2D_WINOGRAD, **ids)
 def test_every_kernel(case, algorithm, dtype, layout):
     check_against_float64(case, dtype, layout, algorithm)

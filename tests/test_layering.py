@@ -23,6 +23,7 @@ SOURCES = sorted(
 )
 KNOW_TORCH = ("bindings.cpp", "ops/")
 DEVICES = ("cpu", "cuda", "emulator")
+VOCABULARY = "cuda/vocabulary.h"  # the one door between kernels and what they run on
 
 
 def include_errors(path: str, text: str) -> list[str]:
@@ -38,7 +39,8 @@ def include_errors(path: str, text: str) -> list[str]:
             errors.append(f"{path} looks up at ops: {include}")
         if room == "common" and (target in DEVICES or target == "ops"):
             errors.append(f"{path} looks up from common: {include}")
-        if room in DEVICES and target in DEVICES and target != room and room != "emulator":
+        other_device = room in DEVICES and target in DEVICES and target != room
+        if other_device and (path, include) != (VOCABULARY, "emulator/words.h"):
             errors.append(f"{path} looks at another device: {include}")
         if (
             room in DEVICES
@@ -48,6 +50,11 @@ def include_errors(path: str, text: str) -> list[str]:
             and rest[0] != inner[0]
         ):
             errors.append(f"{path} looks into another operator: {include}")
+        if re.match(r"cuda\w*\.h|cooperative_groups|mma\.h", include) and path != VOCABULARY:
+            errors.append(f"{path} goes past the vocabulary: {include}")
+    if room == "cuda" and path != VOCABULARY:
+        words = r"\b(asm|__asm__|__CUDA_ARCH__|__CUDACC__|__shared__)\b|<<<"
+        errors += [f"{path} goes past the vocabulary: {w[0]}" for w in re.finditer(words, text)]
     return errors
 
 
@@ -66,17 +73,27 @@ def test_includes(path):
         ("cpu/pool2d/list.cpp", '"cpu/conv2d/conv2d.h"'),
         ("cpu/pool2d/list.cpp", '"cuda/pool2d/pool2d.h"'),
         ("tests/test_conv2d.cpp", "<pybind11/pybind11.h>"),
+        ("cuda/conv2d/reference.cu", "<cuda_runtime.h>"),
+        ("cuda/conv2d/reference.cu", '"emulator/words.h"'),
+        ("cuda/conv2d/reference.cu", '"cpu/simd.h"'),
+        ("cuda/library.cpp", '"ops/tensor.h"'),
+        ("emulator/machine.cpp", '"cuda/vocabulary.h"'),
     ],
 )
 def test_a_wrong_include_is_seen(path, include):
     assert len(include_errors(path, f"#pragma once\n  # include {include}\n")) == 1
 
 
+@pytest.mark.parametrize("text", ["kernel<<<grid, block>>>(x);", 'asm("");', "__shared__ int x;"])
+def test_cuda_past_the_vocabulary_is_seen(text):
+    assert len(include_errors("cuda/conv2d/reference.cu", text)) == 1
+
+
 def test_every_source_is_in_the_one_list_once():
     lines = (ROOT / "csrc/sources.txt").read_text().splitlines()
     listed = [line for line in lines if line and not line.startswith(("#", "["))]
-    on_disk = [str(p.relative_to(ROOT)) for p in SOURCES if p.suffix == ".cpp"]
-    assert sorted(listed) == on_disk
+    on_disk = [str(p.relative_to(ROOT)) for p in SOURCES if p.suffix in {".cpp", ".cu"}]
+    assert sorted(listed) == sorted(on_disk)
 
 
 # --- Python

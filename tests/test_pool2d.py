@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import pyconv.reference
 from pyconv import _native, ops
+from tests.backends import cuda_kernels
 from tests.helpers import DTYPES, LAYOUTS, assert_close, in_float64, integers, random
 
 ids = {"ids": str}
@@ -18,7 +19,8 @@ F32, NCHW, NHWC = torch.float32, *LAYOUTS
 def kernels(*names):
     """(algorithm, dtype, layout): the list's choice and the reference everywhere, each other kernel
     where it can run."""
-    anywhere = [(a, d, l) for a in (None, "reference") for d in DTYPES for l in LAYOUTS]
+    names_anywhere = (None, "reference", *cuda_kernels("max_pool2d"))
+    anywhere = [(a, d, l) for a in names_anywhere for d in DTYPES for l in LAYOUTS]
     home = {"rows": NCHW, "planes": NCHW, "channels": NHWC}
     return anywhere + [(name, F32, home[name]) for name in names if _native.lib]
 
@@ -256,13 +258,17 @@ def test_small_integers_are_averaged_exactly(case, layout, isa):
 # --- unpooling
 
 
+UNPOOL = [None, *cuda_kernels("max_unpool2d")]
+
+
+@pytest.mark.parametrize("algorithm", UNPOOL, **ids)
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-def test_max_unpool2d_undoes_max_pool2d(dtype, layout):
+def test_max_unpool2d_undoes_max_pool2d(dtype, layout, algorithm):
     x = random(3, 4, 9, 11, dtype=dtype, layout=layout)
     y, indices = ops.max_pool2d(x, 2, return_indices=True)
     y.requires_grad_()
-    back = ops.max_unpool2d(y, indices, 2, output_size=x.shape)
+    back = ops.max_unpool2d(y, indices, 2, output_size=x.shape, algorithm=algorithm)
     assert torch.equal(back, F.max_unpool2d(y, indices, 2, output_size=x.shape))
     assert back.stride() == x.stride()
     again, _ = ops.max_pool2d(back.masked_fill(back == 0, -INF), 2, return_indices=True)
@@ -286,9 +292,10 @@ def test_max_unpool2d_output_size():
             assert torch.equal(ops.max_unpool2d(x, indices, 3, 2, 1, output_size=size), expected)
 
 
-def test_max_unpool2d_of_equal_indices_keeps_the_last():
+@pytest.mark.parametrize("algorithm", UNPOOL, **ids)
+def test_max_unpool2d_of_equal_indices_keeps_the_last(algorithm):
     x = torch.tensor([[[[1.0, 2], [3, 4]]]])
-    y = ops.max_unpool2d(x, torch.zeros(1, 1, 2, 2, dtype=torch.int64), 2)
+    y = ops.max_unpool2d(x, torch.zeros(1, 1, 2, 2, dtype=torch.int64), 2, algorithm=algorithm)
     assert y[0, 0, 0, 0] == 4
     assert y.sum() == 4
 

@@ -1,6 +1,8 @@
 // batch_norm in training and in eval, and the gradients of each: tensors to shapes and pointers.
 #include "cpu/batch_norm/batch_norm.h"
 
+#include "cuda/batch_norm/batch_norm.h"
+#include "ops/device.h"
 #include "ops/ops.h"
 
 namespace pyconv::ops {
@@ -39,8 +41,6 @@ struct Call {
   OptionalTensor channels(const OptionalTensor& t) const { return t ? OptionalTensor(channels(*t)) : std::nullopt; }
 };
 
-const void* pointer(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
-
 Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
             const std::string& algorithm) {
   const Tensor& x = call.x;
@@ -50,9 +50,11 @@ Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor
   const Tensor dyd = dense(dy, call.layout), md = call.channels(mean), vd = call.channels(var);
   const OptionalTensor wd = call.channels(weight);
   Tensor dx = call.like_x(), dweight = call.one_per_channel(), dbias = call.one_per_channel();
-  batch_norm::bwd(call.shape, dyd.const_data_ptr(), x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()},
-                  pointer(wd), {dx.mutable_data_ptr(), dweight.mutable_data_ptr(), dbias.mutable_data_ptr()},
-                  algorithm);
+  Device on(x);
+  const Statistics given = {on.in("mean", md), on.in("var", vd)};
+  const Gradients out = {on.out("dx", dx), on.out("dweight", dweight), on.out("dbias", dbias)};
+  on.run(cuda::batch_norm::bwd, batch_norm::bwd, call.shape, on.in("dy", dyd), on.in("x", x), given,
+         on.in("weight", wd), out, algorithm);
   return {dx, dweight, dbias};
 }
 
@@ -63,8 +65,10 @@ Tensor3 batch_norm_train(const Tensor& x, const OptionalTensor& weight, const Op
   const Call call("pyconv::batch_norm_train", x, eps, true);
   const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
   Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
-  batch_norm::train(call.shape, call.x.const_data_ptr(), {pointer(wd), pointer(bd)}, y.mutable_data_ptr(),
-                    mean.mutable_data_ptr(), var.mutable_data_ptr(), algorithm);
+  Device on(x);
+  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
+  on.run(cuda::batch_norm::train, batch_norm::train, call.shape, on.in("x", call.x), p, on.out("y", y),
+         on.out("mean", mean), on.out("var", var), algorithm);
   return {y, mean, var};
 }
 
@@ -74,8 +78,10 @@ Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, c
   const Tensor md = call.channels(mean), vd = call.channels(var);
   const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
   Tensor y = call.like_x();
-  batch_norm::eval(call.shape, call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()},
-                   {pointer(wd), pointer(bd)}, y.mutable_data_ptr(), algorithm);
+  Device on(x);
+  const Statistics given = {on.in("mean", md), on.in("var", vd)};
+  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
+  on.run(cuda::batch_norm::eval, batch_norm::eval, call.shape, on.in("x", call.x), given, p, on.out("y", y), algorithm);
   return y;
 }
 

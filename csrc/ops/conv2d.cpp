@@ -1,6 +1,8 @@
 // conv2d, its input gradient and its weight gradient: tensors to shapes and pointers.
 #include "cpu/conv2d/conv2d.h"
 
+#include "cuda/conv2d/conv2d.h"
+#include "ops/device.h"
 #include "ops/ops.h"
 
 namespace pyconv::ops {
@@ -61,13 +63,14 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
   if (b) bd = dense(*b, Layout::nchw);
   if (residual) rd = dense(*residual, s.layout);
   Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
-  const Epilogue e = {bd ? bd->const_data_ptr() : nullptr, rd ? rd->const_data_ptr() : nullptr, relu};
-  if (packed) {
+  Device on(x);
+  const Epilogue e = {on.in("bias", bd), on.in("residual", rd), relu};
+  if (packed && !on.cuda()) {
     require(packed->scalar_type() == ScalarType::Byte && packed->is_contiguous(), op, "packed must be conv2d_pack's");
     conv2d::fwd_packed(s, xd.const_data_ptr(), wd.const_data_ptr(), packed->const_data_ptr(), packed->numel(), e,
                        y.mutable_data_ptr(), algorithm);
   } else {
-    conv2d::fwd(s, xd.const_data_ptr(), wd.const_data_ptr(), e, y.mutable_data_ptr(), algorithm);
+    on.run(cuda::conv2d::fwd, conv2d::fwd, s, on.in("x", xd), on.in("w", wd), e, on.out("y", y), algorithm);
   }
   return y;
 }
@@ -90,7 +93,8 @@ Tensor conv2d_pack(const Tensor& x, const Tensor& w, int64_t SH, int64_t SW, int
                    int64_t DW, int64_t G, const std::string& algorithm) {
   const Conv2dShape s = forward_shape("pyconv::conv2d_pack", x, w, {SH, SW, PH, PW, DH, DW, G});
   const Tensor wd = dense(w, s.layout);
-  Tensor packed = empty(conv2d::packed_bytes(s, algorithm), 1, 1, 1, Layout::nchw, ScalarType::Byte, w);
+  const int64_t bytes = Device(x).cuda() ? 0 : conv2d::packed_bytes(s, algorithm);
+  Tensor packed = empty(bytes, 1, 1, 1, Layout::nchw, ScalarType::Byte, w);
   if (packed.numel() > 0) conv2d::pack(s, wd.const_data_ptr(), packed.mutable_data_ptr(), algorithm);
   return packed;
 }
@@ -107,7 +111,8 @@ Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t I
 
   const Tensor dyd = dense(dy, layout), wd = dense(w, layout);
   Tensor dx = empty(s.N, s.IC, s.IH, s.IW, layout, dy.scalar_type(), dy);
-  conv2d::bwd_input(s, dyd.const_data_ptr(), wd.const_data_ptr(), dx.mutable_data_ptr(), algorithm);
+  Device on(dy);
+  on.run(cuda::conv2d::bwd_input, conv2d::bwd_input, s, on.in("dy", dyd), on.in("w", wd), on.out("dx", dx), algorithm);
   return dx;
 }
 
@@ -123,7 +128,9 @@ Tensor conv2d_bwd_weight(const Tensor& dy, const Tensor& x, int64_t KH, int64_t 
 
   const Tensor dyd = dense(dy, layout), xd = dense(x, layout);
   Tensor dw = empty(s.OC, s.ic_per_group(), KH, KW, layout, dy.scalar_type(), dy);
-  conv2d::bwd_weight(s, dyd.const_data_ptr(), xd.const_data_ptr(), dw.mutable_data_ptr(), algorithm);
+  Device on(dy);
+  on.run(cuda::conv2d::bwd_weight, conv2d::bwd_weight, s, on.in("dy", dyd), on.in("x", xd), on.out("dw", dw),
+         algorithm);
   return dw;
 }
 

@@ -1,6 +1,8 @@
 // Pooling, its gradients and unpooling: tensors to shapes and pointers.
 #include "cpu/pool2d/pool2d.h"
 
+#include "cuda/pool2d/pool2d.h"
+#include "ops/device.h"
 #include "ops/ops.h"
 
 namespace pyconv::ops {
@@ -55,8 +57,10 @@ void require_indices(const char* op, const Tensor& t, const Tensor& indices) {
   for (int d = 0; d < 4; d++) require(indices.size(d) == t.size(d), op, "indices must have the pooled shape");
 }
 
-// Indices read from memory address memory: every one is checked before any is used.
+// Indices read from memory address memory: every one is checked before any is used. Not on a GPU, where the call would have
+// to wait for them: kernels there pass over what points elsewhere.
 void require_range(const char* op, const Tensor& dense_indices, int64_t least, const PoolAxis& h, const PoolAxis& w) {
+  if (dense_indices.is_cuda()) return;
   const int64_t* indices = static_cast<const int64_t*>(dense_indices.const_data_ptr());
   for (int64_t i = 0; i < dense_indices.numel(); i++) {
     if (indices[i] >= least && indices[i] < h.in * w.in) continue;
@@ -75,38 +79,69 @@ Tensor empty_y(const Pool2dShape& s, ScalarType type, const Tensor& like) {
   return empty(s.N, s.C, s.h.out, s.w.out, s.layout, type, like);
 }
 
-const int64_t* int64s(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
+const int64_t* int64s(const void* p) { return static_cast<const int64_t*>(p); }
+
+// The CPU's list and the kernel it chooses as one function, of the signature that cuda::pool2d has.
+void cpu_max_fwd(const char* op, const Pool2dShape& s, const void* x, void* y, int64_t* indices,
+                 const std::string& algorithm) {
+  pool2d::choose_max(op, s, Pass::fwd, algorithm).fwd(s, x, y, indices);
+}
+
+void cpu_max_bwd(const char* op, const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx,
+                 const std::string& algorithm) {
+  pool2d::choose_max(op, s, Pass::bwd_input, algorithm).bwd(s, dy, indices, dx);
+}
+
+void cpu_avg_fwd(const char* op, const Pool2dShape& s, const void* x, void* y, const std::string& algorithm) {
+  pool2d::choose_avg(op, s, Pass::fwd, algorithm).fwd(s, x, y);
+}
+
+void cpu_avg_bwd(const char* op, const Pool2dShape& s, const void* dy, void* dx, const std::string& algorithm) {
+  pool2d::choose_avg(op, s, Pass::bwd_input, algorithm).bwd(s, dy, dx);
+}
+
+void cpu_unpool_fwd(const char* op, const Pool2dShape& s, const void* x, const int64_t* indices, void* y,
+                    const std::string& algorithm) {
+  pool2d::choose_unpool(op, s, Pass::fwd, algorithm).fwd(s, x, indices, y);
+}
+
+void cpu_unpool_bwd(const char* op, const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx,
+                    const std::string& algorithm) {
+  pool2d::choose_unpool(op, s, Pass::bwd_input, algorithm).bwd(s, dy, indices, dx);
+}
 
 Tensor2 max_fwd(const char* op, const Pool2dShape& s, const Tensor& x, const std::string& algorithm) {
-  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::fwd, algorithm);
   const Tensor xd = dense(x, s.layout);
   Tensor y = empty_y(s, x.scalar_type(), x), indices = empty_y(s, ScalarType::Long, x);
-  kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()));
+  Device on(x);
+  on.run(cuda::pool2d::max_fwd, cpu_max_fwd, op, s, on.in("x", xd), on.out("y", y),
+         static_cast<int64_t*>(on.out("indices", indices)), algorithm);
   return {y, indices};
 }
 
 Tensor max_bwd(const char* op, const Pool2dShape& s, const Tensor& dy, const Tensor& indices,
                const std::string& algorithm) {
-  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::bwd_input, algorithm);
   const Tensor dyd = dense(dy, s.layout), id = dense(indices, s.layout);
   Tensor dx = empty_x(s, dy);
-  kernel.bwd(s, dyd.const_data_ptr(), int64s(id), dx.mutable_data_ptr());
+  Device on(dy);
+  on.run(cuda::pool2d::max_bwd, cpu_max_bwd, op, s, on.in("dy", dyd), int64s(on.in("indices", id)), on.out("dx", dx),
+         algorithm);
   return dx;
 }
 
 Tensor avg_fwd(const char* op, const Pool2dShape& s, const Tensor& x, const std::string& algorithm) {
-  const pool2d::AvgKernel& kernel = pool2d::choose_avg(op, s, Pass::fwd, algorithm);
   const Tensor xd = dense(x, s.layout);
   Tensor y = empty_y(s, x.scalar_type(), x);
-  kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr());
+  Device on(x);
+  on.run(cuda::pool2d::avg_fwd, cpu_avg_fwd, op, s, on.in("x", xd), on.out("y", y), algorithm);
   return y;
 }
 
 Tensor avg_bwd(const char* op, const Pool2dShape& s, const Tensor& dy, const std::string& algorithm) {
-  const pool2d::AvgKernel& kernel = pool2d::choose_avg(op, s, Pass::bwd_input, algorithm);
   const Tensor dyd = dense(dy, s.layout);
   Tensor dx = empty_x(s, dy);
-  kernel.bwd(s, dyd.const_data_ptr(), dx.mutable_data_ptr());
+  Device on(dy);
+  on.run(cuda::pool2d::avg_bwd, cpu_avg_bwd, op, s, on.in("dy", dyd), on.out("dx", dx), algorithm);
   return dx;
 }
 
@@ -218,11 +253,12 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& indices, int64_t OH, int64_t 
   require(OH >= 0 && OW >= 0, op, "the output size must not be negative");
   const Pool2dShape s = {x.size(0),       x.size(1),   {OH, x.size(2), 0, 1, 0, 1}, {OW, x.size(3), 0, 1, 0, 1},
                          dtype_of(x, op), layout_of(x)};
-  const pool2d::UnpoolKernel& kernel = pool2d::choose_unpool(op, s, Pass::fwd, algorithm);
   const Tensor xd = dense(x, s.layout), id = dense(indices, s.layout);
   require_range(op, id, 0, s.h, s.w);
   Tensor y = empty_x(s, x);
-  kernel.fwd(s, xd.const_data_ptr(), int64s(id), y.mutable_data_ptr());
+  Device on(x);
+  on.run(cuda::pool2d::unpool_fwd, cpu_unpool_fwd, op, s, on.in("x", xd), int64s(on.in("indices", id)), on.out("y", y),
+         algorithm);
   return y;
 }
 
@@ -238,11 +274,12 @@ Tensor max_unpool2d_bwd(const Tensor& dy, const Tensor& indices, const std::stri
                          {dy.size(3), indices.size(3), 0, 1, 0, 1},
                          dtype_of(dy, op),
                          layout_of(dy)};
-  const pool2d::UnpoolKernel& kernel = pool2d::choose_unpool(op, s, Pass::bwd_input, algorithm);
   const Tensor dyd = dense(dy, s.layout), id = dense(indices, s.layout);
   require_range(op, id, -1, s.h, s.w);
   Tensor dx = empty_y(s, dy.scalar_type(), dy);
-  kernel.bwd(s, dyd.const_data_ptr(), int64s(id), dx.mutable_data_ptr());
+  Device on(dy);
+  on.run(cuda::pool2d::unpool_bwd, cpu_unpool_bwd, op, s, on.in("dy", dyd), int64s(on.in("indices", id)),
+         on.out("dx", dx), algorithm);
   return dx;
 }
 

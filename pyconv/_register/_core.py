@@ -37,13 +37,6 @@ _grad_enabled = torch.is_grad_enabled
 _autocasting = torch.is_autocast_enabled
 
 
-def _no_cuda(*_args: Any) -> Any:
-    raise NotImplementedError(
-        "pyconv has no CUDA kernels in this build; move the tensors to the CPU, or see"
-        " `python -m pyconv info`"
-    )
-
-
 def _implement(name: str, fake: Callable[..., Any]) -> None:
     """Without the compiled half the reference stands in; its annotations are the schema."""
     if _native.lib is None:
@@ -60,9 +53,6 @@ def _implement(name: str, fake: Callable[..., Any]) -> None:
         for alias in (name, "_" + name):
             _library.define(alias + schema)
             _library.impl(alias, checked, "CompositeExplicitAutograd")
-    else:
-        for alias in (name, "_" + name):
-            _library.impl(alias, _no_cuda, "CUDA")
 
 
 def _cast(args: Sequence[Any], device: str) -> tuple[Any, ...]:

@@ -1,0 +1,63 @@
+// Which convolution runs on CUDA, and why: fastest first, the first kernel that does not refuse. No threshold here was set
+// by a measurement, for want of a GPU: each says by what arithmetic it was.
+#include "cuda/conv2d/conv2d.h"
+#include "cuda/conv2d/gemm.h"
+#include "cuda/run.h"
+
+namespace pyconv::cuda::conv2d {
+namespace {
+
+std::string reference_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
+
+std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
+  if (s.dtype != DType::f32) return std::string("needs float32, got ") + name_of(s.dtype);
+  constexpr int64_t limit = int64_t(1) << 31;
+  const int64_t largest = at_least(s.N * at_least(s.IC * s.IH * s.IW, s.OC * s.OH * s.OW), weight_count(s));
+  // What is added to an offset before an element is known to be outside stays below the second sum.
+  const int64_t beside = s.IC * (s.IH + s.PH + s.KH * s.DH) * (s.IW + s.PW + s.KW * s.DW) +
+                         128 * at_least(s.ic_per_group() * s.KH * s.KW, s.OH * s.OW);
+  if (largest + beside >= limit) {
+    return "needs fewer than 2^31 values per tensor, got " + std::to_string(largest);
+  }
+  if (s.G > 65535) return "needs at most 65535 groups, got " + std::to_string(s.G);
+  if (ask == Ask::able) return "";
+  // A tile has 64 rows: with fewer than 8 of them in use, the reference's one value per thread wastes less.
+  const int64_t rows = pass == Pass::bwd_input ? s.ic_per_group() : s.oc_per_group();
+  if (rows < 8) return "pays from 8 channels per group on, got " + std::to_string(rows);
+  return "";
+}
+
+int64_t implicit_gemm_workspace(const Conv2dShape& s, Pass pass) {
+  if (pass != Pass::bwd_weight) return 0;
+  const int64_t splits = splits_of(s);
+  return splits > 1 ? splits * weight_count(s) * int64_t(sizeof(float)) : 0;
+}
+
+// clang-format off
+constexpr Kernel list[] = {
+    {"implicit_gemm", "csrc/cuda/conv2d/implicit_gemm.cu", implicit_gemm_why_not, &Library::conv2d_implicit_gemm_fwd, &Library::conv2d_implicit_gemm_bwd_input, &Library::conv2d_implicit_gemm_bwd_weight, implicit_gemm_workspace},
+    {"reference",     "csrc/cuda/conv2d/reference.cu",     reference_why_not,     &Library::conv2d_reference_fwd,     &Library::conv2d_reference_bwd_input,     &Library::conv2d_reference_bwd_weight,     nullptr},
+};
+// clang-format on
+
+}  // namespace
+
+void fwd(const Queue& q, const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y,
+         const std::string& algorithm) {
+  run(q, "conv2d", list, &Kernel::fwd, Pass::fwd, algorithm, s, x, w, e, y);
+}
+
+void bwd_input(const Queue& q, const Conv2dShape& s, const void* dy, const void* w, void* dx,
+               const std::string& algorithm) {
+  run(q, "conv2d", list, &Kernel::bwd_input, Pass::bwd_input, algorithm, s, dy, w, dx);
+}
+
+void bwd_weight(const Queue& q, const Conv2dShape& s, const void* dy, const void* x, void* dw,
+                const std::string& algorithm) {
+  run(q, "conv2d", list, &Kernel::bwd_weight, Pass::bwd_weight, algorithm, s, dy, x, dw);
+}
+
+std::vector<std::string> algorithms() { return names_of(list); }
+std::vector<Answer> ask(const Conv2dShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
+
+}  // namespace pyconv::cuda::conv2d

@@ -1,0 +1,62 @@
+"""CUDA kernels on a machine without a GPU.
+
+with pyconv.cuda_emulator():
+    y = ops.conv2d(x, w)         # CPU tensors, computed by the CUDA kernels, one emulated thread after the other
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyconv import _native
+from pyconv._emulator import build
+
+ORDERS = ("ascending", "descending", "random")
+
+
+@contextmanager
+def cuda_emulator(
+    *, order: str = "ascending", seed: int = 1, late_copies: bool = True
+) -> Iterator[None]:
+    """Runs every pyconv operator called on CPU tensors inside it through the CUDA kernels.
+
+    The kernels' own sources are compiled for the CPU when first used, in seconds, and cached. One
+    fiber stands for each CUDA thread. Shared memory and outputs start as NaNs. A deadlock, a barrier
+    that not every thread reaches, a misaligned access or an invalid launch raises RuntimeError in
+    the operator, with the line of the kernel.
+
+    It is for the whole process, not for one thread of Python, and must not be nested.
+
+    Args:
+        order: in which the threads of a block run where nothing else orders them: "ascending",
+            "descending" or "random". A kernel that is right gives the same bits in each.
+        seed: of "random".
+        late_copies: asynchronous copies to shared memory happen at the last moment the wait for
+            them allows, else as soon as they are issued.
+
+    Raises:
+        RuntimeError: the compiled half of pyconv, or a C++20 compiler, is missing; or it is nested.
+        ValueError: there is no such order.
+    """
+    if _native.lib is None:
+        raise RuntimeError(f"cuda_emulator: {_native.reason}")
+    if order not in ORDERS:
+        raise ValueError(f"cuda_emulator: order must be one of {', '.join(ORDERS)}, got {order!r}")
+    global _active
+    if _active:
+        raise RuntimeError("cuda_emulator: it is active already, and must not be nested")
+    path = str(build.library("emu"))
+    configure = ctypes.CDLL(path).pyconv_emulator_configure
+    configure(ORDERS.index(order), ctypes.c_uint64(seed), int(late_copies))
+    _active = True
+    _native.lib.emulate_cuda(path)
+    try:
+        yield
+    finally:
+        _native.lib.emulate_cuda("")
+        _active = False
+
+
+_active = False

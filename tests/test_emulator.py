@@ -1,0 +1,176 @@
+"""The emulator itself: what it computes, what it refuses, and that mistakes in a kernel show."""
+
+import ctypes
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyconv
+from pyconv import _native, ops
+from pyconv._emulator import ORDERS, build
+from tests.cases import conv2d
+from tests.helpers import LAYOUTS, random
+
+pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
+SHARED = 64 * 4 + 8 * 4
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return ctypes.CDLL(str(build.build([Path(__file__).parent / "emulator.cu"], "emu")))
+
+
+class Failed(Exception):
+    pass
+
+
+def run(kernels, name, threads=32, shared=SHARED, order="ascending", late=True):
+    kernels.pyconv_emulator_configure(ORDERS.index(order), ctypes.c_uint64(7), int(late))
+    y = torch.arange(64, dtype=torch.float32)
+    if getattr(kernels, name)(ctypes.c_void_p(y.data_ptr()), threads, shared):
+        kernels.pyconv_cuda_error.restype = ctypes.c_char_p
+        raise Failed(kernels.pyconv_cuda_error(0).decode())
+    return y[:threads]
+
+
+def lanes(of, threads=32):
+    return torch.tensor([float(of(i)) for i in range(threads)])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("threads", [1, 31, 32, 33, 64])
+def test_a_barrier(kernels, threads, order):
+    y = run(kernels, "reverse", threads, order=order)
+    assert torch.equal(y, lanes(lambda i: threads - 1 - i, threads))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_collectives(kernels, order):
+    assert torch.equal(run(kernels, "warp_sum", 64, order=order), lanes(lambda _: 496, 64))
+    assert torch.equal(run(kernels, "half_warps", order=order), lanes(lambda _: 16))
+    expected = lanes(lambda i: min(i + 1, 31) + 100 * max(i - 1, 0) + 10000 * 3 + 100000)
+    assert torch.equal(run(kernels, "shuffles", order=order), expected)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_asynchronous_copies(kernels, order, late):
+    y = run(kernels, "copies", 64, order=order, late=late)
+    assert torch.equal(y, lanes(lambda i: (63 - i) * ((63 - i) % 2 == 0), 64))
+
+
+THREAD = r"thread \(\d+, 0, 0\) of block \(0, 0, 0\)"
+LINE = r"\S*emulator\.cu:\d+"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("name", "threads", "message"),
+    [
+        ("barrier_for_some", 32, rf"barrier divergence: {THREAD} (returned while|waits at)"),
+        ("two_barriers", 32, rf"barrier divergence: {THREAD} waits at {LINE}, others at {LINE}"),
+        ("barrier_after_return", 64, rf"barrier divergence: {THREAD}"),
+        ("shuffle_without_some", 32, rf"a shuffle at {LINE}"),
+        ("lane_outside_its_mask", 32, rf"a shuffle at {LINE}: lane \d+ is not in its own mask"),
+        ("lane_outside_the_mask", 32, rf"a shuffle at {LINE}: lane \d+ reads lane \d+, which"),
+        ("misaligned", 32, rf"misaligned access of 16 bytes at {LINE} by {THREAD}"),
+        ("warp_sum", 31, rf"a shuffle at {LINE}: the mask names lanes that .* do not exist"),
+    ],
+)
+def test_a_wrong_kernel_is_stopped(kernels, name, threads, message, order):
+    with pytest.raises(Failed, match=message):
+        run(kernels, name, threads, order=order)
+
+
+def test_a_wrong_launch_is_refused(kernels):
+    for threads, shared in ((0, SHARED), (1025, SHARED), (32, 200 << 10)):
+        with pytest.raises(Failed, match=rf"invalid launch: .*\({threads}, 1, 1\), {shared} bytes"):
+            run(kernels, "reverse", threads, shared)
+    with pytest.raises(Failed, match=rf"uses {SHARED} bytes .* was launched with 16"):
+        run(kernels, "reverse", 32, 16)
+
+
+def test_a_missing_barrier_shows_in_some_order(kernels):
+    right = run(kernels, "reverse")
+    assert not all(torch.equal(run(kernels, "no_barrier", order=o), right) for o in ORDERS)
+
+
+@pytest.mark.parametrize("name", ["no_wait", "waits_for_too_little"])
+def test_a_missing_wait_shows_when_copies_are_late(kernels, name):
+    assert torch.equal(run(kernels, name, late=False), lanes(float))
+    assert run(kernels, name, late=True).isnan().all()
+
+
+def test_shared_memory_starts_as_nan(kernels):
+    assert run(kernels, "unwritten_shared").isnan().all()
+
+
+# --- pyconv.cuda_emulator
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_same_bits_in_every_order(layout):
+    case = conv2d("mb5ic9ih13iw12oc70kh3sh2sw1ph1")
+    x, w, b = random(*case.x, layout=layout, grad=True), random(*case.w, grad=True), random(70)
+    results = []
+    for order, late in itertools.product(ORDERS, (False, True)):
+        with pyconv.cuda_emulator(order=order, late_copies=late):
+            y = ops.conv2d(x, w, b, **case.arguments, algorithm="implicit_gemm")
+            dy = torch.linspace(-1, 1, y.numel()).view(y.shape)
+            z = ops.batch_norm(y, None, None, training=True)
+            results.append((y, z, *torch.autograd.grad(y, (x, w), dy)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_what_runs_inside_and_outside():
+    x, w = random(1, 3, 8, 8), random(4, 3, 3, 3)
+    with (
+        pytest.raises(ValueError, match=r'conv2d on CUDA: there is no algorithm "winograd"; there'),
+        pyconv.cuda_emulator(),
+    ):
+        ops.conv2d(x, w, algorithm="winograd")
+    ops.conv2d(x, w, algorithm="winograd")  # the CPU's kernels again
+    with pyconv.cuda_emulator():
+        with pytest.raises(RuntimeError, match="must not be nested"), pyconv.cuda_emulator():
+            pass
+        assert torch.equal(ops.conv2d(x, w), ops.conv2d(x, w))
+    sideways = pyconv.cuda_emulator(order="sideways")
+    with pytest.raises(ValueError, match=r"order must be one of .* got 'sideways'"), sideways:
+        pass
+
+
+def test_packed_weights_are_left_aside():
+    x, w = random(1, 16, 8, 8), random(16, 16, 3, 3)
+    with pyconv.cuda_emulator():
+        assert ops.conv2d_pack(x, w) is None
+
+
+def test_a_compiler_that_is_missing_or_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYCONV_CACHE", str(tmp_path))
+    broken = tmp_path / "broken.cu"
+    broken.write_text('#include "cuda/vocabulary.h"\nthis is not C++\n')
+    with pytest.raises(RuntimeError, match=r"could not be compiled by [\s\S]*broken\.cu:2"):
+        build.build([broken], "emu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler: .*no-such-compiler"):
+        build.build([broken], "emu")
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_kernels_are_listed_with_sources_that_exist():
+    root = Path(__file__).parents[1]
+    shape = _native.lib.Conv2dShape(
+        N=1, G=1, IC=1, IH=3, IW=3, OC=1, KH=1, KW=1, OH=3, OW=3, SH=1, SW=1, PH=0, PW=0, DH=1, DW=1,
+        dtype="float32", channels_last=False,
+    )  # fmt: skip
+    names = [name for name, *_ in _native.lib.ask_cuda(shape, "fwd")]
+    assert names == _native.lib.cuda_algorithms["conv2d"]
+    for op, algorithms in _native.lib.cuda_algorithms.items():
+        assert algorithms[-1] == "reference", op
+    for _, source, cannot, _ in _native.lib.ask_cuda(shape, "fwd"):
+        assert (root / source).exists()
+        assert not cannot or re.match(r"\w", cannot)
