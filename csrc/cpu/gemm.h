@@ -1,10 +1,9 @@
-// Matrix product of packed panels: C (rows, lanes) += A (rows, terms) B (terms, lanes).
-//   A panel (MR rows, KP): KC terms of a row side by side, read one at a time into a whole vector
-//   B panel (KC terms, BN = 2 vectors)
-//   C tile  (MR rows, BN)
-// and the ways in: pack_a and pack_b from a source whose rows lie as the panel's do, pack_a_turned and pack_b_turned from
-// one that is turned. All take a source with holes: im2col's matrix, whose rows are runs of an image. Panels hold what
-// their products are summed in; bf16 where the CPU multiplies that, cpu/gemm_bf16.h. Included once per ISA.
+// Matrix product of panels: C (rows, lanes) = start + A (rows, terms) B (terms, lanes).
+//   A panel (MR rows): read one value at a time into a whole vector; B panel (terms, BN = 2 vectors)
+//   Either is read where it lies, whatever the distance between its rows or terms, or packed: A (MR, KP), B (KC, BN)
+//   C tile  (MR, BN) where more terms are to come, else straight from registers to the output
+// and the ways in: copy_rows for a source whose rows lie as the panel's do, copy_transposed for one that is turned.
+// Both take a source with holes: im2col's matrix, whose rows are runs of an image. Included once per ISA.
 // Source: Goto and van de Geijn, Anatomy of high-performance matrix multiplication, TOMS 34(3), 2008
 
 // Registers: MR x 2 accumulators, 2 vectors of B and one broadcast of A out of 32 (AVX-512) or 16.
@@ -22,6 +21,9 @@ struct Panel {
 };
 template <class T>
 using panel_t = typename Panel<T>::type;
+// Two terms side by side are multiplied together.
+template <class P>
+constexpr bool in_pairs = sizeof(P) == 2;
 
 // Calls f(T()) with the type of `dtype`, of those that this namespace is compiled for.
 template <class F>
@@ -39,6 +41,35 @@ struct Run {
   int64_t from, to, count;
 };
 
+// Term k of row i stands at a[i * row + runs[..].from + k * term]; those of a panel side by side, in one run.
+template <class P>
+struct Left {
+  const P* a;
+  int64_t row, term;
+  const Run* runs;
+  int64_t n;
+};
+// Lane l of term k stands at b[k * term + l].
+template <class P>
+struct Right {
+  const P* b;
+  int64_t term;
+};
+// What the sums start from: a tile, or one row for all.
+template <class A>
+struct Start {
+  const A* c;
+  bool tile;
+};
+// Where the sums go: back into a tile, or, when they are complete, `lanes` of them into the output.
+template <class T>
+struct Target {
+  acc_t<T>* tile;  // rows of BN; null: the output
+  T* y;
+  int64_t row, lanes;
+  Finish<T> finish;
+};
+
 #if PYCONV_BF16
 template <>
 struct Panel<bf16> {
@@ -47,40 +78,81 @@ struct Panel<bf16> {
 #include "cpu/gemm_bf16.h"
 #endif
 
-// Micro-kernel: c[i,:] (+)= sum_k a[i,k] * b[k,:] for R rows; registers only.
-template <int R, int NV, class A>
-PYCONV_NOINLINE void multiply_tile(const A* a, const A* b, int64_t terms, A* c, bool first) {
-  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
-  vec<A> sum[R][NV];
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = first ? vec<A>{} : load(c + i * BN + v * L);
-  }
-  for (int64_t k = 0; k < terms; k++, a++, b += BN) {
-    vec<A> bk[NV];
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
-    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      const A aik = a[i * KP<A>];
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += aik * bk[v];
+// sum[i] += sum_k a[i,k] * b[k,:]
+template <class A, int R, int NV>
+PYCONV_INLINE void add_terms(const Left<A>& left, const Right<A>& right, vec<A> (&sum)[R][NV]) {
+  constexpr int64_t L = Vec<A>::size;
+  // Rows of the right operand that lie apart, each in a page of its own, no prefetcher fetches.
+  constexpr int64_t ahead = 32;
+  const int64_t row = left.row, term = left.term, b_term = right.term;
+  const A* b = right.b;
+  for (int64_t r = 0; r < left.n; r++) {
+    const A* a = left.a + left.runs[r].from;
+    for (int64_t k = left.runs[r].count; k > 0; k--, a += term, b += b_term) {
+      vec<A> bk[NV];
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) __builtin_prefetch(b + ahead * b_term + v * L);
+      _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+        const A aik = a[i * row];
+        _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += aik * bk[v];
+      }
     }
   }
+}
+
+// Micro-kernel: c[i,:] = start[i,:] + sum_k a[i,k] * b[k,:] for R rows; registers only.
+template <int R, int NV, class P, class A, class T>
+PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, const Start<A>& start,
+                                   const Target<T>& to) {
+  constexpr int64_t L = Vec<A>::size, BN = 2 * L;
+  vec<A> sum[R][NV];
+  if (start.tile) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(start.c + i * BN + v * L);
+    }
+  } else {
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(start.c + v * L);
+    }
+  }
+  add_terms<A>(left, right, sum);
+  if (!to.tile && to.lanes >= NV * L && !to.finish.residual) {
+    const vec<A> floor = splat(to.finish.floor);
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) {
+        store_narrow(to.y + i * to.row + v * L, sum[i][v] < floor ? floor : sum[i][v]);
+      }
+    }
+    return;
+  }
+  A own[R * BN];
+  A* tile = to.tile ? to.tile : own;
   _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(c + i * BN + v * L, sum[i][v]);
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(tile + i * BN + v * L, sum[i][v]);
+  }
+  if (to.tile) return;
+  for (int64_t i = 0; i < R; i++) {
+    for (int64_t v = 0; v < NV * L; v += L) {
+      to.finish.store_up_to(to.y + i * to.row + v, load(own + i * BN + v), to.lanes - v);
+    }
   }
 }
 
-template <int NV, int R, class P, class A>
-PYCONV_INLINE void multiply_rows(int64_t rows, const P* a, const P* b, int64_t terms, A* c, bool first) {
-  if (rows > R - 2) return multiply_tile<R, NV>(a, b, terms, c, first);
-  if constexpr (R > 2) multiply_rows<NV, R - 2>(rows, a, b, terms, c, first);
+template <int NV, int R, class P, class A, class T>
+PYCONV_INLINE void multiply_rows(int64_t rows, const Left<P>& left, const Right<P>& right, const Start<A>& start,
+                                 const Target<T>& to) {
+  if (rows > R - 2) return multiply_tile<R, NV>(left, right, start, to);
+  if constexpr (R > 2) multiply_rows<NV, R - 2>(rows, left, right, start, to);
 }
 
-// c (+)= a b for up to MR rows, rounded up to an even number of them, and up to BN lanes, rounded up to whole vectors.
-template <class P, class A>
-void multiply(int64_t rows, int64_t lanes, const P* a, const P* b, int64_t terms, A* c, bool first) {
+// Up to MR rows, rounded up to an even number of them, and up to BN lanes, rounded up to whole vectors.
+template <class P, class A, class T>
+void multiply(int64_t rows, int64_t lanes, const Left<P>& left, const Right<P>& right, const Start<A>& start,
+              const Target<T>& to) {
   if (lanes > Vec<A>::size) {
-    multiply_rows<2, MR>(rows, a, b, terms, c, first);
+    multiply_rows<2, MR>(rows, left, right, start, to);
   } else {
-    multiply_rows<1, MR>(rows, a, b, terms, c, first);
+    multiply_rows<1, MR>(rows, left, right, start, to);
   }
 }
 
@@ -160,15 +232,6 @@ void pack_rows(const T* at, const int64_t* row, int64_t rows, const Run* runs, i
 template <class T, class A>
 void pack_b(const T* at, const int64_t* row, int64_t terms, const Run* runs, int64_t n, A* b) {
   copy_rows(at, row, terms, runs, n, b, 2 * Vec<A>::size);
-}
-
-// a[column, term] = at[term * row + column's offset]; a line of memory holds many columns of few terms
-template <class T, class A>
-void pack_a_turned(const T* at, int64_t row, int64_t terms, const Run* runs, int64_t n, A* a) {
-  constexpr int64_t L = Vec<A>::size;
-  for (int64_t k = 0; k < terms; k += L) {
-    copy_transposed(at + k * row, row, at_most(L, terms - k), runs, n, a + k, KP<A>);
-  }
 }
 
 // b[column, r] = at[r * row + column's offset]

@@ -1,6 +1,6 @@
 // The panels of cpu/gemm.h for bfloat16 on a CPU that multiplies pairs: two terms of a row and two of a lane, side by
 // side, are one 32-bit lane of vdpbf16ps, which adds both products to a float: twice the multiply-adds of float32.
-//   A panel (MR rows, KP): terms of a row side by side, as in gemm.h
+//   A panel (MR rows, KP): terms of a row side by side, as in gemm.h; or a B panel
 //   B panel (KC / 2 pairs, BN, 2)
 // An odd number of terms is one pair more, with zeros in both panels. Included once per ISA, by gemm.h.
 // Rounding: products are exact and are added one after the other to a float, to nearest even; values below 2^-126, read or
@@ -16,28 +16,26 @@ PYCONV_INLINE Halves32 load_halves(const bf16* p, int64_t count) {  // the rest 
 }
 PYCONV_INLINE void store_halves(bf16* p, Halves32 v) { *reinterpret_cast<UnalignedHalves32*>(p) = v; }
 
-// c[i,:] (+)= sum_k a[i,k] * b[k,:] for R rows, two terms at a time; registers only.
-template <int R, int NV>
-PYCONV_NOINLINE void multiply_tile(const bf16* a, const bf16* b, int64_t terms, float* c, bool first) {
-  constexpr int64_t L = Vec<float>::size, BN = 2 * L;
-  vec<float> sum[R][NV];
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = first ? vec<float>{} : load(c + i * BN + v * L);
-  }
-  for (int64_t k = 0; k < terms; k += 2, a += 2, b += 2 * BN) {
-    Halves32 bk[NV];
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load_halves(b + v * 2 * L);
-    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      int pair;
-      __builtin_memcpy(&pair, a + i * KP<bf16>, sizeof pair);
-      const __m512bh aik = (__m512bh)_mm512_set1_epi32(pair);
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) {
-        sum[i][v] = (vec<float>)_mm512_dpbf16_ps((__m512)sum[i][v], (__m512bh)bk[v], aik);
+// sum[i] += sum_k a[i,k] * b[k,:], two terms at a time: those of a row side by side, those of a lane too.
+template <class A, int R, int NV>
+PYCONV_INLINE void add_terms(const Left<bf16>& left, const Right<bf16>& right, vec<A> (&sum)[R][NV]) {
+  constexpr int64_t L = Vec<A>::size;
+  const int64_t row = left.row, term = left.term;
+  const bf16* b = right.b;
+  for (int64_t r = 0; r < left.n; r++) {
+    const bf16* a = left.a + left.runs[r].from;
+    for (int64_t k = left.runs[r].count; k > 0; k -= 2, a += 2 * term, b += 2 * right.term) {
+      Halves32 bk[NV];
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load_halves(b + v * 2 * L);
+      _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+        int pair;
+        __builtin_memcpy(&pair, a + i * row, sizeof pair);
+        const __m512bh aik = (__m512bh)_mm512_set1_epi32(pair);
+        _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) {
+          sum[i][v] = (vec<float>)_mm512_dpbf16_ps((__m512)sum[i][v], (__m512bh)bk[v], aik);
+        }
       }
     }
-  }
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(c + i * BN + v * L, sum[i][v]);
   }
 }
 
@@ -137,32 +135,5 @@ PYCONV_NOINLINE inline void pack_b_turned(const bf16* at, int64_t row, int64_t r
       from = beside;
     }
     turn_pairs(from, n > 1 ? KP<bf16> : row, lanes, terms, b + 2 * r);
-  }
-}
-
-// a[column, term] = at[term * row + column's offset]
-PYCONV_NOINLINE inline void pack_a_turned(const bf16* at, int64_t row, int64_t terms, const Run* runs, int64_t n,
-                                          bf16* a) {
-  constexpr int64_t L = Vec<float>::size;
-  const auto widened = [&](const bf16* p, bool any, int64_t left) {
-    return any ? (Bits)load_wide_first(p, left) : Bits{};  // in the upper half
-  };
-  for (int64_t p = 0; p < terms; p += 2 * L) {
-    for (int64_t i = 0; i < n; i++) {
-      for (int64_t c = 0; c < runs[i].count; c += L) {
-        const bf16* from = at + p * row + runs[i].from + c;
-        const int64_t left = runs[i].count - c;
-        vec<float> r[L];  // of pairs
-        _Pragma("GCC unroll 16") for (int64_t k = 0; k < L; k++) {
-          const Bits first = widened(from + 2 * k * row, p + 2 * k < terms, left);
-          const Bits second = widened(from + (2 * k + 1) * row, p + 2 * k + 1 < terms, left);
-          r[k] = (vec<float>)(second | first >> 16);
-        }
-        transpose<float>(r);
-        _Pragma("GCC unroll 16") for (int64_t j = 0; j < L; j++) {
-          if (j < left) store_halves(a + (runs[i].to + c + j) * KP<bf16> + p, (Halves32)r[j]);
-        }
-      }
-    }
   }
 }

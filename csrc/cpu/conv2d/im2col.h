@@ -28,6 +28,10 @@ PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to)
 // How many of `all` lines of `line` pixels to take at a time so that panels of BN pixels, the last of which may be half
 // of one, are as full as can be: at most `most` pixels, at least a line.
 inline int64_t lines_at_a_time(int64_t all, int64_t line, int64_t most, int64_t half) {
+  if (line == 1) {  // pieces of equal size
+    const int64_t pieces = at_least(divide_up(all, most), 1);
+    return at_least(at_most(round_up(divide_up(all, pieces), half), all), 1);
+  }
   int64_t best = 1, least = INT64_MAX;
   for (int64_t n = 1; n <= all && (n == 1 || n * line <= most); n++) {
     const int64_t halves = all / n * divide_up(n * line, half) + divide_up(all % n * line, half);

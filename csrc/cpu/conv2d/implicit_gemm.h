@@ -6,8 +6,9 @@
 //                       S*t meet only the taps with kh*DH = phase mod S: S*S small problems of stride 1
 //           bwd_weight  NCHW  dw'(j, OC) = U (j, p) dy'(p, OC)           channels_last  dw (OC, j) = dy'(OC, p) U (p, j)
 // Shapes    panels as in cpu/gemm.h; U is read through two tables of offsets, cpu/conv2d/im2col.h
-// Tiling    thread: (slab of pixels, group, part of the channels); KC terms at a time. The operand on the left is packed
-//           a panel at a time, MR rows, in L1; the one on the right for the slab, in L2 (or w', once, for the call)
+// Tiling    thread: (slab of pixels, group, part of the channels); KC terms at a time. The operand on the left is read
+//           where it lies or packed a panel at a time, MR rows, in L1; the one on the right, where it lies or packed for
+//           the slab, in L2 (or w', once, for the call)
 // Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops, lanes and rows beyond the matrices wasted
 //           workspace: per thread a slab of image, U or dy, and C tiles if there are more than KC terms; w'
 // Limits    none in shape or type: bf16 and f16 widen to float in the panels and are rounded once in the store. bf16 stays
@@ -24,6 +25,43 @@ namespace {
 constexpr int64_t slab_pixels = 448;  // 112 to 448: no difference beyond noise
 constexpr int64_t most_lanes = 512;   // of a part of w': KC terms of it are 768 KB, of 1 MB of L2
 constexpr int64_t serial_flops = 100000;
+
+inline bool evenly_apart(const int64_t* at, int64_t count) {
+  for (int64_t i = 2; i < count; i++) {
+    if (at[i] - at[i - 1] != at[1] - at[0]) return false;
+  }
+  return true;
+}
+
+// Rows as the left operand: where they lie, or a packed panel. One core of Zen 5, 14 rows, panels in L2: 4 KB apart, so
+// that all lines of a term meet in one set of L1, 161 GFLOP/s; 2 KB apart 259, packed 259.
+template <class T, class P = panel_t<T>>
+Left<P> left_of(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, const Run* whole, P* panel) {
+  if constexpr (std::is_same<T, P>::value) {
+    const int64_t apart = rows > 1 ? row[1] - row[0] : 0;
+    const bool pairs = !in_pairs<P> || (n == 1 && runs[0].count % 2 == 0);
+    if (rows % 2 == 0 && pairs && apart * int64_t(sizeof(T)) % 4096 != 0 && evenly_apart(row, rows)) {
+      return {at + row[0], apart, 1, runs, n};
+    }
+  }
+  pack_rows(at, row, rows, runs, n, panel);
+  return {panel, KP<P>, 1, whole, 1};
+}
+
+// Rows as the right operand, a term each: where they lie, if a panel is whole vectors of each, or packed. Two threads of
+// Zen 5, NCHW, where a row is a plane: 256 -> 64 at 56x56 1.25 times as fast, 144 -> 24 1.4 times.
+template <class T, class P = panel_t<T>>
+Right<P> lanes_of(const T* at, const int64_t* row, int64_t terms, const Run* runs, int64_t n, P* panel) {
+  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
+  if constexpr (std::is_same<T, P>::value && !in_pairs<P>) {
+    const int64_t apart = terms > 1 ? row[1] - row[0] : 0;
+    if (n == 1 && runs[0].count % L == 0 && apart * int64_t(sizeof(T)) % 4096 != 0 && evenly_apart(row, terms)) {
+      return {at + row[0] + runs[0].from, apart};
+    }
+  }
+  pack_b(at, row, terms, runs, n, panel);
+  return {panel, BN};
+}
 
 // C channels of an image -> M channels of output per group.
 template <class T>
@@ -57,7 +95,9 @@ struct Problem {
     const int64_t *pixel, *out;  // offsets of the pixels in U and in the output
     P *a, *b;                    // panels
     A* c;                        // tiles
+    A* bias;                     // what the sums start from: channels_last (channels), NCHW (MR, BN)
     PixelPanel* panel;
+    Right<P>* right;
 
     // The tile of a panel of rows and one of lanes: kept apart only while a sum is not finished.
     A* tile(int64_t index, int64_t J) const { return c + (J > KC ? index * MR * BN : 0); }
@@ -86,6 +126,7 @@ struct Problem {
     for (int64_t i = 0; i < MR; i++) weight_row[i] = i * J;
     for (int64_t j = 0; j == 0 || j < J; j += block_of(J)) {
       const int64_t terms = at_most(block_of(J), J - j);
+      const bool last = j + terms >= J;
       const Run all = {0, 0, terms};
       // The channels of these terms if they are apart, while their copy is in L2; else all of them, once.
       const T* at = s.at;
@@ -94,26 +135,36 @@ struct Problem {
         at = u.take(s.slab, s.g * u.C, j / taps, divide_up(j + terms, taps), s.piece);
       }
       for (int64_t p = 0; p < lane_panels; p++) {
-        pack_b(at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN);
+        s.right[p] = lanes_of(at, tap + j, terms, s.panel[p].in, s.panel[p].ins, s.b + p * KC * BN);
       }
       for (int64_t q = 0; q < row_panels.count(); q++) {
         const int64_t m = s.m0 + row_panels.begin(q), count = row_panels.rows(q);
-        pack_rows(rows + (s.g * M + m) * J + j, weight_row, count, &all, 1, s.a);
+        const Left<P> w = left_of(rows + (s.g * M + m) * J + j, weight_row, count, &all, 1, &all, s.a);
+        for (int64_t r = 0; r < MR && j == 0; r++) {
+          const vec<A> b = splat<A>(finish.bias && r < count ? widen(finish.bias[s.g * M + m + r]) : A(0));
+          store(s.bias + r * BN, b);
+          store(s.bias + r * BN + L, b);
+        }
         for (int64_t p = 0; p < lane_panels; p++) {
+          const int64_t lanes = at_most(BN, s.pixels - p * BN);
+          const PixelPanel& panel = s.panel[p];
           A* c = s.tile(q * lane_panels + p, J);
-          multiply(count, at_most(BN, s.pixels - p * BN), s.a, s.b + p * KC * BN, terms, c, j == 0);
-          if (j + terms >= J) finish_planes(c, s.g, m, count, s.panel[p].out, s.panel[p].outs, s.y + m * O.c);
+          const Start<A> start = {j == 0 ? s.bias : c, true};
+          const bool direct = last && count % 2 == 0 && panel.outs == 1 && u.w.out_step == 1;
+          T* y = s.y + m * O.c;
+          multiply(count, lanes, w, s.right[p], start,
+                   Target<T>{direct ? nullptr : c, y + panel.out[0].from, O.c, lanes, finish});
+          if (last && !direct) finish_planes(c, count, panel.out, panel.outs, y);
         }
       }
     }
   }
 
-  void finish_planes(const A* c, int64_t g, int64_t m, int64_t count, const Run* out, int64_t n, T* y) const {
+  void finish_planes(const A* c, int64_t count, const Run* out, int64_t n, T* y) const {
     for (int64_t r = 0; r < count; r++, c += BN, y += O.c) {
-      const vec<A> b = splat<A>(finish.bias ? widen(finish.bias[g * M + m + r]) : A(0));
       for (int64_t i = 0; i < n; i++) {
         for (int64_t k = 0; k < out[i].count; k += L) {
-          const vec<A> v = load(c + out[i].to + k) + b;
+          const vec<A> v = load(c + out[i].to + k);
           const int64_t left = out[i].count - k;
           if (u.w.out_step == 1) {
             finish.store_up_to(y + out[i].from + k, v, left);
@@ -129,27 +180,37 @@ struct Problem {
   void pixels(const Item& s) const {
     const int64_t lane_panels = divide_up(s.channels, BN);
     const RowPanels row_panels = {s.pixels};
+    for (int64_t m = 0; m < lane_panels * BN; m += L) {
+      const int64_t left = s.channels - m;
+      store(s.bias + m, finish.bias && left > 0 ? load_up_to(finish.bias + s.g * M + s.m0 + m, left) : vec<A>{});
+    }
     Run runs[KC];
     for (int64_t j = 0; j == 0 || j < J; j += block_of(J)) {
       const int64_t terms = at_most(block_of(J), J - j), n = runs_of(tap + j, terms, runs);
+      const bool last = j + terms >= J;
+      const Run all = {0, 0, terms};
       for (int64_t q = 0; q < row_panels.count(); q++) {
         const int64_t first = row_panels.begin(q), count = row_panels.rows(q);
-        pack_rows(s.at, s.pixel + first, count, runs, n, s.a);
+        const int64_t* out = s.out + first;
+        const Left<P> x = left_of(s.at, s.pixel + first, count, runs, n, &all, s.a);
+        const bool direct = last && count % 2 == 0 && evenly_apart(out, count);
         for (int64_t p = 0; p < lane_panels; p++) {
           const int64_t m = s.m0 + p * BN, lanes = at_most(BN, M - m);
           const P* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
           A* c = s.tile(q * lane_panels + p, J);
-          multiply(count, lanes, s.a, b, terms, c, j == 0);
-          if (j + terms >= J) finish_pixels(c, s.g, m, lanes, s.out + first, count, s.y + m);
+          const Start<A> start = {j == 0 ? s.bias + p * BN : c, j > 0};
+          T* y = s.y + m;
+          multiply(count, lanes, x, Right<P>{b, BN}, start,
+                   Target<T>{direct ? nullptr : c, y + out[0], direct ? out[1] - out[0] : 0, lanes, finish});
+          if (last && !direct) finish_pixels(c, lanes, out, count, y);
         }
       }
     }
   }
 
-  void finish_pixels(const A* c, int64_t g, int64_t m, int64_t lanes, const int64_t* out, int64_t count, T* y) const {
+  void finish_pixels(const A* c, int64_t lanes, const int64_t* out, int64_t count, T* y) const {
     for (int64_t v = 0; v < lanes; v += L) {
-      const vec<A> b = finish.bias ? load_up_to(finish.bias + g * M + m + v, lanes - v) : vec<A>{};
-      for (int64_t r = 0; r < count; r++) finish.store_up_to(y + out[r] + v, load(c + r * BN + v) + b, lanes - v);
+      for (int64_t r = 0; r < count; r++) finish.store_up_to(y + out[r] + v, load(c + r * BN + v), lanes - v);
     }
   }
 
@@ -164,34 +225,39 @@ struct Problem {
     const int64_t lane_panels = divide_up(nchw ? most : part, BN), row_panels = RowPanels{nchw ? part : most}.count();
     const int64_t a_size = (MR + 1) * KP<P>, b_size = nchw ? lane_panels * KC * BN : 0;
     const int64_t c_size = MR * BN * (J > KC ? lane_panels * row_panels : 1) + BN;
-    parallel_for(
-        slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)), [&](int64_t begin, int64_t end) {
-          Item s = {};
-          const int64_t bytes = sizeof(P) * (a_size + b_size) + sizeof(A) * c_size + sizeof(T) * u.piece_size();
-          s.a = static_cast<P*>(scratch(1, bytes));
-          s.b = s.a + a_size;
-          s.c = reinterpret_cast<A*>(s.b + b_size);
-          s.piece = reinterpret_cast<T*>(s.c + c_size);
-          s.panel = static_cast<PixelPanel*>(scratch(3, sizeof(PixelPanel) * lane_panels + sizeof(int64_t) * 2 * most));
-          int64_t* offsets = reinterpret_cast<int64_t*>(s.panel + lane_panels);
-          for (int64_t item = begin; item < end; item++) {
-            s.slab = u.slab(item / parts / G);
-            s.g = item / parts % G;
-            s.m0 = item % parts * part;
-            s.channels = at_most(part, M - s.m0);
-            s.pixels = s.slab.images * s.slab.rows * u.w.out;
-            if (item == begin || s.m0 == 0) {
-              const bool later = nchw && channel_first && J > KC;
-              if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
-              u.pixel_offsets(s.slab, offsets);
-              output_offsets(s.slab, offsets + most);
-              s.pixel = offsets;
-              s.out = offsets + most;
-              s.y = output + O(s.slab.n, s.g * M, 0, 0);
-            }
-            if (s.channels > 0) nchw ? planes(s) : pixels(s);
-          }
-        });
+    const int64_t bias_size = nchw ? MR * BN : lane_panels * BN;
+    parallel_for(slabs * G * parts, divide_up(serial_flops, at_least(flops / parts, 1)),
+                 [&](int64_t begin, int64_t end) {
+                   Item s = {};
+                   const int64_t bytes =
+                       sizeof(P) * (a_size + b_size) + sizeof(A) * (c_size + bias_size) + sizeof(T) * u.piece_size();
+                   s.a = static_cast<P*>(scratch(1, bytes));
+                   s.b = s.a + a_size;
+                   s.c = reinterpret_cast<A*>(s.b + b_size);
+                   s.bias = s.c + c_size;
+                   s.piece = reinterpret_cast<T*>(s.bias + bias_size);
+                   s.panel = static_cast<PixelPanel*>(
+                       scratch(3, (sizeof(PixelPanel) + sizeof(Right<P>)) * lane_panels + sizeof(int64_t) * 2 * most));
+                   s.right = reinterpret_cast<Right<P>*>(s.panel + lane_panels);
+                   int64_t* offsets = reinterpret_cast<int64_t*>(s.right + lane_panels);
+                   for (int64_t item = begin; item < end; item++) {
+                     s.slab = u.slab(item / parts / G);
+                     s.g = item / parts % G;
+                     s.m0 = item % parts * part;
+                     s.channels = at_most(part, M - s.m0);
+                     s.pixels = s.slab.images * s.slab.rows * u.w.out;
+                     if (item == begin || s.m0 == 0) {
+                       const bool later = nchw && channel_first && J > KC;
+                       if (J > 0 && !later) s.at = u.take(s.slab, s.g * u.C, 0, u.C, s.piece);
+                       u.pixel_offsets(s.slab, offsets);
+                       output_offsets(s.slab, offsets + most);
+                       s.pixel = offsets;
+                       s.out = offsets + most;
+                       s.y = output + O(s.slab.n, s.g * M, 0, 0);
+                     }
+                     if (s.channels > 0) nchw ? planes(s) : pixels(s);
+                   }
+                 });
   }
   int64_t N() const { return u.N; }
 };
@@ -233,10 +299,24 @@ void pack(const Conv2dShape& s, const T* w, panel_t<T>* panels) {
   });
 }
 
+// The same convolution on one line of pixels, all images' or an image's, where nothing depends on rows.
+inline Conv2dShape on_a_line(Conv2dShape s) {
+  if (s.KH * s.KW * s.SH * s.SW != 1 || s.PH + s.PW > 0) return s;
+  s.IH *= s.IW;
+  if (s.layout == Layout::nhwc) {
+    s.IH *= s.N;
+    s.N = 1;
+  }
+  s.OH = s.IH;
+  s.IW = s.OW = 1;
+  return s;
+}
+
 // `panels` may be null: made for this call.
 template <class T>
-void fwd(const Conv2dShape& s, const T* x, const T* w, const panel_t<T>* panels, const Epilogue& e, T* y) {
+void fwd(const Conv2dShape& given, const T* x, const T* w, const panel_t<T>* panels, const Epilogue& e, T* y) {
   using P = panel_t<T>;
+  const Conv2dShape s = on_a_line(given);
   Problem<T> p = problem<T>(s, false, forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
                             forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, y, {e, y});
   p.rows = w;
@@ -249,100 +329,7 @@ void fwd(const Conv2dShape& s, const T* x, const T* w, const panel_t<T>* panels,
   p.run();
 }
 
-// rows (G, IC, (tap, oc)) of the taps of a phase, from w (G, OC, IC, KH, KW).
-template <class T>
-void turn_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, T* rows) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  const int64_t C = s.oc_per_group(), M = s.ic_per_group(), K = s.KH * s.KW, J = C * h.taps * w.taps;
-  const auto position = [](const Axis& a, int64_t k) {  // of a kernel row among the taps of the phase
-    const int64_t t = a.taps > 1 ? (k - a.tap0) / a.tap_step : 0;
-    return a.taps > 0 && t >= 0 && t < a.taps && a.tap0 + t * a.tap_step == k ? t : -1;
-  };
-  const int64_t blocks = divide_up(C, L);
-  parallel_for(s.G * blocks, divide_up(serial_flops, 4 * L * M * K + 1), [&](int64_t begin, int64_t end) {
-    A turned[L * L];
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t g = i / blocks, oc = i % blocks * L;
-      const T* from = weights + (g * C + oc) * M * K;
-      for (int64_t e = 0; e < M * K; e += L) {  // (ic, tap) lie side by side
-        load_columns(from + e, M * K, C - oc, M * K - e, turned, L);
-        for (int64_t k = e; k < at_most(e + L, M * K); k++) {
-          const int64_t th = position(h, k % K / s.KW), tw = position(w, k % s.KW);
-          if (th < 0 || tw < 0) continue;
-          store_up_to(rows + (g * M + k / K) * J + (th * w.taps + tw) * C + oc, load(turned + (k - e) * L), C - oc);
-        }
-      }
-    }
-  });
-}
-
-// panels (G, IC / BN, (tap, oc), BN) of the taps of a phase, from w (G, OC, KH, KW, IC).
-template <class T, class P>
-void copy_weights(const Conv2dShape& s, const Axis& h, const Axis& w, const T* weights, P* panels) {
-  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
-  const int64_t C = s.oc_per_group(), M = s.ic_per_group(), J = C * h.taps * w.taps, blocks = divide_up(M, BN);
-  parallel_for(s.G * blocks, divide_up(serial_flops, 4 * J * BN + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t g = i / blocks, m = i % blocks * BN;
-      const Run lanes = {m, 0, at_most(BN, M - m)};
-      P* to = panels + i * (J + L) * BN;
-      int64_t row[KC], n = 0;
-      for (int64_t t = 0; t < h.taps * w.taps; t++) {
-        const int64_t kh = h.tap0 + t / w.taps * h.tap_step, kw = w.tap0 + t % w.taps * w.tap_step;
-        for (int64_t c = 0; c < C; c++) {
-          row[n++] = (((g * C + c) * s.KH + kh) * s.KW + kw) * M;
-          if (n < KC) continue;
-          pack_b(weights, row, n, &lanes, 1, to);
-          to += n * BN, n = 0;
-        }
-      }
-      pack_b(weights, row, n, &lanes, 1, to);
-    }
-  });
-}
-
-// Some phase of a stride meets no tap of K.
-inline bool phase_without_taps(int64_t K, int64_t stride, int64_t dilation) {
-  for (int64_t phase = 0; phase < stride; phase++) {
-    bool met = false;
-    for (int64_t k = 0; k < K; k++) met = met || (phase - k * dilation) % stride == 0;
-    if (!met) return true;
-  }
-  return false;
-}
-
-template <class T>
-void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  using P = panel_t<T>;
-  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
-  const bool gaps = phase_without_taps(s.KH, s.SH, s.DH) || phase_without_taps(s.KW, s.SW, s.DW);
-  if (gaps) {  // pixels that no output sees
-    const int64_t lines = s.N * s.IC * s.IH;
-    parallel_for(lines, divide_up(serial_flops, at_least(s.IW, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin * s.IW; k < end * s.IW; k++) dx[k] = T();
-    });
-  }
-  for (int64_t ph = 0; ph < s.SH; ph++) {
-    for (int64_t pw = 0; pw < s.SW; pw++) {
-      const Axis h = phase_axis(ph, s.IH, s.KH, s.SH, s.PH, s.DH, s.OH),
-                 v = phase_axis(pw, s.IW, s.KW, s.SW, s.PW, s.DW, s.OW);
-      if (gaps && h.taps * v.taps == 0) continue;
-      Problem<T> p = problem<T>(s, true, h, v, dy, dx, {});
-      const int64_t channels = s.layout == Layout::nchw ? p.M : round_up(p.M, BN);
-      void* weights = scratch(0, (s.layout == Layout::nchw ? sizeof(T) : sizeof(P)) * s.G * channels * (p.J + L));
-      if (s.layout == Layout::nchw) {
-        turn_weights(s, h, v, w, static_cast<T*>(weights));
-        p.rows = static_cast<const T*>(weights);
-      } else {
-        copy_weights(s, h, v, w, static_cast<P*>(weights));
-        p.panels = static_cast<const P*>(weights);
-      }
-      p.run();
-    }
-  }
-}
-
+#include "cpu/conv2d/implicit_gemm_input.h"
 #include "cpu/conv2d/implicit_gemm_weight.h"
 
 }  // namespace

@@ -1,15 +1,14 @@
 // The weight gradient of implicit_gemm.h, included by it: dw'(j, OC) = U (j, p) dy'(p, OC) in NCHW, dw (OC, j) =
-// dy'(OC, p) U (p, j) in channels_last. dy' is packed whole for some pixels, U some panels at a time.
+// dy'(OC, p) U (p, j) in channels_last, or what NCHW does where that fills vectors better: 24 taps leave a quarter idle.
+// In channels_last both matrices have terms, which are pixels, beside terms: a panel is read where it lies.
 
-// A chunk of a weight gradient's sum: adding 256 pixels takes 128 cycles a vector, adding the chunks 1 to 3.
-constexpr int64_t chunk_pixels = 256;
+constexpr int64_t chunk_pixels = 1024;                 // of a sum: to add it to the others is 3 % of making it
 constexpr int64_t most_sum_bytes = int64_t(32) << 20;  // of all chunks
 constexpr int64_t most_chunks = 8;
 constexpr int64_t dy_bytes = 512 << 10;  // of dy' for KC pixels, in L2
-constexpr int64_t u_group = 4;           // panels of U packed together in channels_last: lines of 512 bytes of a pixel
 
 // The slabs are cut into chunks, each with a sum of its own, added at the end in their order: parallel, and the same
-// bits for any number of threads. Where chunks would be too small, U's rows are cut into parts.
+// bits for any number of threads. Where chunks are few, the panels of the side that has more are cut into parts.
 template <class T>
 struct WeightGradient {
   using A = acc_t<T>;
@@ -21,95 +20,98 @@ struct WeightGradient {
   const int64_t* tap;
   int64_t J, M;  // M per group
 
+  struct Part {  // panels of U and of dy
+    int64_t i0, i1, q0, q1;
+  };
+
   bool nchw() const { return s.layout == Layout::nchw; }
-  // Panels of U, which is packed one at a time, and of dy', packed whole for KC pixels.
-  int64_t u_panels() const { return nchw() ? RowPanels{J}.count() : divide_up(J, BN); }
-  int64_t dy_panels() const { return nchw() ? divide_up(M, BN) : RowPanels{M}.count(); }
-  // dy' is packed some panels at a time: panel q starts at channel channel_of(q).
-  int64_t channel_of(int64_t q) const { return nchw() ? at_most(q * BN, M) : RowPanels{M}.begin(q); }
-  int64_t channel_size() const { return nchw() ? KC + L : KP<P>; }  // of a packed channel of dy'
-  int64_t dy_group() const { return at_least(dy_bytes / int64_t(sizeof(P)) / channel_size() / (nchw() ? BN : MR), 1); }
-  int64_t dy_size() const { return at_most(dy_group() * (nchw() ? BN : MR), M + BN) * channel_size() + L * KP<P>; }
+  // Tiles are (taps, channels), not (channels, taps).
+  bool turned() const { return nchw() || round_up(J, L) * M > round_up(M, L) * J; }
+  static int64_t panels(int64_t count, bool rows) { return rows ? RowPanels{count}.count() : divide_up(count, BN); }
+  static int64_t begin(int64_t panel, int64_t count, bool rows) {
+    return rows ? RowPanels{count}.begin(panel) : at_most(panel * BN, count);
+  }
+  int64_t u_panels() const { return panels(J, turned()); }
+  int64_t dy_panels() const { return panels(M, !turned()); }
+  int64_t tap_of(int64_t i) const { return begin(i, J, turned()); }
+  int64_t channel_of(int64_t q) const { return begin(q, M, !turned()); }
+  // dy' is packed some panels at a time.
+  int64_t panel_size() const { return (KC + L) * (turned() || in_pairs<P> ? BN : MR); }
+  int64_t dy_group() const { return at_most(at_least(dy_bytes / (panel_size() * int64_t(sizeof(P))), 1), dy_panels()); }
   int64_t sum_size() const { return u_panels() * dy_panels() * MR * BN; }
 
-  // Pixels [p, p + terms) of a slab of dy: where they lie, from its image and row on.
-  int64_t dy_runs(const typename Im2col<T>::Slab& slab, int64_t p, int64_t terms, Run* runs) const {
-    const Index4 Y = s.y_index();
-    const int64_t plane = slab.rows * s.OW;  // several images are whole ones
-    int64_t n = 0;
-    for (int64_t k = 0; k < terms; n++) {
-      const int64_t image = (p + k) / plane, at = (p + k) % plane, count = at_most(plane - at, terms - k);
-      runs[n] = {image * Y.n + at * Y.w, k, count};
-      k += count;
+  // channels_last: columns [0, count) of `column` of the rows at `row`, a term each, as rows or as lanes of a product.
+  // Rows that are used often are packed: their lines lie far apart.
+  static Left<P> columns(const T* at, const int64_t* row, int64_t terms, const int64_t* column, int64_t count,
+                         bool rows, int64_t uses, const Run* all, P* to) {
+    Run runs[BN];
+    const int64_t n = runs_of(column, count, runs);
+    if constexpr (in_pairs<P>) {
+      pack_b(at, row, terms, runs, n, to);
+      return {to, 2, BN, all, 1};
     }
-    return n;
-  }
-
-  // Channels [m, last) of dy'.
-  void pack_dy(const T* from, const Run* runs, int64_t n, int64_t terms, int64_t m, int64_t last, P* to) const {
-    if (nchw()) {
-      for (; m < last; m += BN, to += (KC + L) * BN) {
-        pack_b_turned(from + m * s.OH * s.OW, s.OH * s.OW, at_most(BN, last - m), runs, n, to);
-      }
-    } else {  // pixels follow one another through the images
-      const Run channels = {runs[0].from + m, 0, last - m};
-      pack_a_turned(from, s.OC, terms, &channels, 1, to);
-    }
-  }
-
-  // Panels [begin, end) of U for the pixels at `pixel`. NCHW: one, rows of pixels. channels_last: up to u_group, lanes
-  // of taps, a few pixels of all before the next, as they lie in memory.
-  void pack_u(const T* at, const int64_t* pixel, int64_t terms, int64_t begin, int64_t end, P* to) const {
-    if (nchw()) {
-      const RowPanels rows = {J};
-      Run runs[KC];
-      return pack_rows(at, tap + rows.begin(begin), rows.rows(begin), runs, runs_of(pixel, terms, runs), to);
-    }
-    Run runs[u_group][BN];
-    int64_t n[u_group];
-    for (int64_t i = begin; i < end; i++) {
-      n[i - begin] = runs_of(tap + i * BN, at_most(BN, J - i * BN), runs[i - begin]);
-    }
-    for (int64_t p = 0; p < terms; p += L) {
-      for (int64_t i = 0; i < end - begin; i++) {
-        pack_b(at, pixel + p, at_most(L, terms - p), runs[i], n[i], to + (i * KC + p) * BN);
+    if constexpr (std::is_same<T, P>::value) {
+      const int64_t apart = terms > 1 ? row[1] - row[0] : 0;
+      const bool whole = count % (rows ? 2 : L) == 0;
+      if (n == 1 && whole && (!rows || uses <= 2) && evenly_apart(row, terms)) {
+        return {at + column[0] + row[0], 1, apart, all, 1};
       }
     }
+    if constexpr (!in_pairs<P>) {
+      const int64_t pitch = rows ? round_up(count, 2) : BN;
+      copy_rows(at, row, terms, runs, n, to, pitch);
+      return {to, 1, pitch, all, 1};
+    }
   }
 
-  // sum (U panel, dy panel, MR, BN) += the products of one slab, for panels [begin, end) of U.
-  void add(const typename Im2col<T>::Slab& slab, const T* at, const T* from, const int64_t* pixel, int64_t begin,
-           int64_t end, P* packed_dy, P* packed_u, A* sum, bool first) const {
-    const int64_t pixels = slab.images * slab.rows * s.OW, together = nchw() ? 1 : u_group;
+  // NCHW: channels [m, m + count) of dy, terms side by side, become lanes.
+  Left<P> transposed(const T* at, const int64_t* row, int64_t terms, int64_t m, int64_t count, const Run* all,
+                     P* to) const {
+    Run runs[KC];
+    const int64_t plane = s.OH * s.OW, n = runs_of(row, terms, runs);
+    pack_b_turned(at + m * plane, plane, count, runs, n, to);
+    return {to, 1, BN, all, 1};
+  }
+
+  struct Buffers {
+    int64_t *pixel, *dy_pixel, *channel;  // offsets of the pixels of a slab in U and in dy, of channels in dy
+    P *dy, *u;
+    T* piece;
+    Left<P>* panel;  // of dy'
+  };
+
+  // sum (U panel, dy panel, MR, BN) += the products of one slab.
+  void add(const typename Im2col<T>::Slab& slab, const T* at, const T* from, const Part& part, const Buffers& b, A* sum,
+           bool first) const {
+    static constexpr A zero[BN] = {};
+    const int64_t pixels = slab.images * slab.rows * s.OW, group = dy_group();
     Run runs[KC];
     for (int64_t p = 0; p < pixels; p += block_of(pixels)) {
-      const int64_t terms = at_most(block_of(pixels), pixels - p), n = dy_runs(slab, p, terms, runs);
-      for (int64_t q = 0; q < dy_panels(); q += dy_group()) {
-        const int64_t last_q = at_most(q + dy_group(), dy_panels());
-        pack_dy(from, runs, n, terms, channel_of(q), channel_of(last_q), packed_dy);
-        for (int64_t i = begin; i < end; i += together) {
-          const int64_t last_i = at_most(i + together, end);
-          pack_u(at, pixel + p, terms, i, last_i, packed_u);
-          for (int64_t k = i; k < last_i; k++) {
-            multiply_panel(k, packed_u + (k - i) * KC * BN, q, last_q, packed_dy, terms, sum, first && p == 0);
+      const int64_t terms = at_most(block_of(pixels), pixels - p);
+      const Run all = {0, 0, terms};
+      const int64_t n = nchw() ? runs_of(b.pixel + p, terms, runs) : 0;
+      for (int64_t q0 = part.q0; q0 < part.q1; q0 += group) {
+        const int64_t q1 = at_most(q0 + group, part.q1);
+        for (int64_t q = q0; q < q1; q++) {
+          const int64_t m = channel_of(q), count = channel_of(q + 1) - m;
+          P* to = b.dy + (q - q0) * panel_size();
+          b.panel[q - q0] = nchw() ? transposed(from, b.dy_pixel + p, terms, m, count, &all, to)
+                                   : columns(from, b.dy_pixel + p, terms, b.channel + m, count, !turned(),
+                                             part.i1 - part.i0, &all, to);
+        }
+        for (int64_t i = part.i0; i < part.i1; i++) {
+          const int64_t j = tap_of(i), taps = tap_of(i + 1) - j;
+          const Left<P> panel = nchw() ? left_of(at, tap + j, taps, runs, n, &all, b.u)
+                                       : columns(at, b.pixel + p, terms, tap + j, taps, turned(), q1 - q0, &all, b.u);
+          for (int64_t q = q0; q < q1; q++) {
+            A* c = sum + (i * dy_panels() + q) * MR * BN;
+            const bool start = first && p == 0;
+            const Left<P>&left = turned() ? panel : b.panel[q - q0], &right = turned() ? b.panel[q - q0] : panel;
+            const int64_t channels = channel_of(q + 1) - channel_of(q);
+            multiply(turned() ? taps : channels, turned() ? channels : taps, left, Right<P>{right.a, right.term},
+                     Start<A>{start ? zero : c, !start}, Target<A>{c, nullptr, 0, 0, {}});
           }
         }
-      }
-    }
-  }
-
-  // One panel of U with panels [q, last_q) of dy'.
-  void multiply_panel(int64_t i, const P* u_panel, int64_t q, int64_t last_q, const P* packed_dy, int64_t terms, A* sum,
-                      bool first) const {
-    const int64_t m0 = channel_of(q), taps = nchw() ? RowPanels{J}.rows(i) : at_most(BN, J - i * BN);
-    for (; q < last_q; q++) {
-      A* c = sum + (i * dy_panels() + q) * MR * BN;
-      const P* d = packed_dy + (channel_of(q) - m0) * channel_size();
-      const int64_t channels = channel_of(q + 1) - channel_of(q);
-      if (nchw()) {
-        multiply(taps, channels, u_panel, d, terms, c, first);
-      } else {
-        multiply(channels, taps, d, u_panel, terms, c, first);
       }
     }
   }
@@ -124,22 +126,43 @@ struct WeightGradient {
       }
       store(tile + k, total);
     }
+    const int64_t m0 = channel_of(q), m1 = channel_of(q + 1), j0 = tap_of(i), j1 = tap_of(i + 1);
     dw += g * M * J;
-    if (nchw()) {
-      const RowPanels rows = {J};
-      for (int64_t r = 0; r < rows.rows(i); r += L) {
-        for (int64_t m = q * BN; m < at_most(M, (q + 1) * BN); m += L) {
-          store_columns(tile + r * BN + m - q * BN, BN, dw + m * J + rows.begin(i) + r, J, M - m, rows.rows(i) - r,
-                        Finish<T>());
+    if (turned()) {
+      for (int64_t j = j0; j < j1; j += L) {
+        for (int64_t m = m0; m < m1; m += L) {
+          store_columns(tile + (j - j0) * BN + m - m0, BN, dw + m * J + j, J, m1 - m, j1 - j, Finish<T>());
         }
       }
     } else {
-      const RowPanels rows = {M};
-      for (int64_t r = 0; r < rows.rows(q); r++) {
-        for (int64_t j = i * BN; j < at_most(J, (i + 1) * BN); j += L) {
-          store_up_to(dw + (rows.begin(q) + r) * J + j, load(tile + r * BN + j - i * BN), J - j);
+      for (int64_t m = m0; m < m1; m++) {
+        for (int64_t j = j0; j < j1; j += L) {
+          store_up_to(dw + m * J + j, load(tile + (m - m0) * BN + j - j0), j1 - j);
         }
       }
+    }
+  }
+
+  // Memory of a thread.
+  Buffers buffers() const {
+    const int64_t dy_size = dy_group() * panel_size() + L * BN, u_size = at_least((MR + 1) * KP<P>, (KC + L) * BN);
+    const int64_t most = u.pixels();
+    Buffers b;
+    b.dy = static_cast<P*>(scratch(1, sizeof(P) * (dy_size + u_size) + sizeof(T) * u.piece_size()));
+    b.u = b.dy + dy_size;
+    b.piece = reinterpret_cast<T*>(b.u + u_size);
+    b.panel = static_cast<Left<P>*>(scratch(3, sizeof(Left<P>) * dy_group() + sizeof(int64_t) * (2 * most + M + 1)));
+    b.pixel = reinterpret_cast<int64_t*>(b.panel + dy_group());
+    b.dy_pixel = b.pixel + most;
+    b.channel = b.dy_pixel + most;
+    for (int64_t m = 0; m < M; m++) b.channel[m] = m;
+    return b;
+  }
+
+  void dy_offsets(const typename Im2col<T>::Slab& slab, int64_t* to) const {
+    const Index4 Y = s.y_index();
+    for (int64_t n = 0; n < slab.images; n++) {
+      for (int64_t k = 0; k < slab.rows * s.OW; k++) *to++ = n * Y.n + k * Y.w;
     }
   }
 
@@ -148,28 +171,27 @@ struct WeightGradient {
     const int64_t fit = most_sum_bytes / (s.G * sum_size() * int64_t(sizeof(A)));
     const int64_t wanted = at_most(s.N * s.OH * s.OW / chunk_pixels, most_chunks);
     const int64_t chunks = at_least(at_most(at_most(wanted, slabs), fit), 1);
-    const int64_t parts = at_most(parts_of(chunks * s.G), u_panels());
+    const bool cut_u = u_panels() > dy_panels();
+    const int64_t parts = at_most(parts_of(chunks * s.G), cut_u ? u_panels() : dy_panels());
     A* sums = static_cast<A*>(scratch(0, sizeof(A) * chunks * s.G * sum_size()));
-    const int64_t u_size = (nchw() ? (MR + 1) * KP<P> : u_group * KC * BN) + L;
     parallel_for(chunks * s.G * parts, divide_up(serial_flops, at_least(flops / chunks / parts, 1)),
                  [&](int64_t begin, int64_t end) {
-                   P* packed_dy =
-                       static_cast<P*>(scratch(1, sizeof(P) * (dy_size() + u_size) + sizeof(T) * u.piece_size()));
-                   P* packed_u = packed_dy + dy_size();
-                   T* piece = reinterpret_cast<T*>(packed_u + u_size);
-                   int64_t* pixel = static_cast<int64_t*>(scratch(3, sizeof(int64_t) * u.pixels()));
+                   const Buffers b = buffers();
                    for (int64_t item = begin; item < end; item++) {
                      const int64_t chunk = item / parts / s.G, g = item / parts % s.G, part = item % parts;
-                     A* sum = sums + (chunk * s.G + g) * sum_size();
-                     const int64_t u0 = u_panels() * part / parts, u1 = u_panels() * (part + 1) / parts;
-                     const int64_t taps = s.KH * s.KW, c0 = nchw() ? RowPanels{J}.begin(u0) / taps : 0;
-                     const int64_t c1 = nchw() ? divide_up(RowPanels{J}.begin(u1), taps) : u.C;
+                     Part cut = {0, u_panels(), 0, dy_panels()};
+                     int64_t &cut0 = cut_u ? cut.i0 : cut.q0, &cut1 = cut_u ? cut.i1 : cut.q1;
+                     const int64_t all = cut1;
+                     cut0 = all * part / parts, cut1 = all * (part + 1) / parts;
+                     const int64_t taps = s.KH * s.KW, c0 = nchw() ? tap_of(cut.i0) / taps : 0;
+                     const int64_t c1 = nchw() ? divide_up(tap_of(cut.i1), taps) : u.C;
                      const int64_t first = slabs * chunk / chunks, last = slabs * (chunk + 1) / chunks;
                      for (int64_t i = first; i < last; i++) {
                        const typename Im2col<T>::Slab slab = u.slab(i);
-                       u.pixel_offsets(slab, pixel);
-                       add(slab, u.take(slab, g * u.C, c0, c1, piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0),
-                           pixel, u0, u1, packed_dy, packed_u, sum, i == first);
+                       u.pixel_offsets(slab, b.pixel);
+                       dy_offsets(slab, b.dy_pixel);
+                       add(slab, u.take(slab, g * u.C, c0, c1, b.piece), dy + s.y_index()(slab.n, g * M, slab.oh, 0),
+                           cut, b, sums + (chunk * s.G + g) * sum_size(), i == first);
                      }
                    }
                  });
@@ -183,14 +205,16 @@ struct WeightGradient {
 };
 
 template <class T>
-void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
+void bwd_weight(const Conv2dShape& given, const T* dy, const T* x, T* dw) {
+  const Conv2dShape s = on_a_line(given);
   const int64_t J = s.ic_per_group() * s.KH * s.KW, M = s.oc_per_group();
   if (s.N * s.OH * s.OW == 0) {
     for (int64_t k = 0; k < s.OC * J; k++) dw[k] = T();
     return;
   }
+  const int64_t P = s.N * s.OH * s.OW, block = round_up(divide_up(P, divide_up(P, KC)), Vec<acc_t<T>>::size);
   const Im2col<T> u(s.layout, s.N, s.ic_per_group(), forward_axis(s.OH, s.KH, s.SH, s.PH, s.DH, s.IH),
-                    forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, s.x_index(), KC);
+                    forward_axis(s.OW, s.KW, s.SW, s.PW, s.DW, s.IW), x, s.x_index(), at_most(block, KC));
   int64_t* tap = static_cast<int64_t*>(scratch(2, sizeof(int64_t) * J));
   u.tap_offsets(s.layout == Layout::nchw, tap);
   WeightGradient<T>{u, s, dy, tap, J, M}.run(dw);
