@@ -15,7 +15,7 @@ from pyconv import _native
 class _Backends(types.ModuleType):
     @property
     def allow_winograd(self) -> bool:
-        """Whether a convolution of stride 1 with 3, 5 or 7 taps along an axis may run as Winograd's.
+        """Whether convolutions of more than one tap may run by Winograd's algorithm.
 
         It takes fewer products, 2.25 an output instead of 9 for 3x3, and rounds differently: the
         error is a few times that of a direct sum, and an inf or NaN spreads over a tile of up to 4x4

@@ -11,9 +11,15 @@ def conv2d(text):
     return parse(text if "mb" in text else f"mb2{text}")
 
 
+def winograd_taps(case):
+    """Taps along both axes of the filter that Winograd works with: a phase's where there is a stride."""
+    return -(-case.kh // case.sh), -(-case.kw // case.sw)
+
+
 def fits_winograd(case):
-    taps = {case.kh, case.kw}
-    return taps <= {1, 3, 5, 7} and taps != {1} and (case.sh, case.sw) == (1, 1)
+    taps = set(winograd_taps(case))
+    strided, dilated = (case.sh, case.sw) != (1, 1), (case.dh, case.dw) != (1, 1)
+    return taps <= {1, 2, 3, 4, 5, 7} and taps != {1} and not (strided and dilated)
 
 
 CONV2D = [
@@ -102,7 +108,7 @@ CONV2D = [
     )
 ]
 
-# For Winograd, which works on tiles: of 4 pixels for 3 and 5 taps, of 2 for 7, of 1 for one.
+# For Winograd, which works on tiles: of 5 pixels for 2 and 4 taps, 4 for 3 and 5, 2 for 7, 1 for one.
 CONV2D_WINOGRAD = [
     conv2d(text)
     for text in (
@@ -152,5 +158,14 @@ CONV2D_WINOGRAD = [
         "mb2ic34ih40iw45oc18kh3ph3dh3",
         "mb2ic4ih20oc6kh5ph4dh2g2",
         "mb1ic3ih16iw29oc5kh1kw7ph0pw6dw2",
+        # even taps; strides: phases of fewer taps, taps beyond the image, pixels that no window meets
+        "mb2ic17ih9iw11oc18kh2ph1",
+        "mb1ic5ih12oc7kh4kw2ph2pw1",
+        "mb2ic17ih11iw12oc18kh3sh2ph1",
+        "mb3ic3ih23iw26oc19kh7sh2ph3",
+        "mb1ic3ih30oc5kh11sh4ph2",
+        "mb2ic6ih13iw14oc8kh5kw6sh2sw3ph2pw1g2",
+        "mb1ic4ih9iw40oc3kh1kw9sh1sw2ph0pw4",
+        "mb2ic3ih10iw9oc4kh3kw2sh2sw4ph0",
     )
 ]

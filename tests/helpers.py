@@ -5,6 +5,8 @@ import re
 import torch
 import torch.nn.functional as F
 
+from tests.cases import winograd_taps
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -52,18 +54,21 @@ def winograd_amplification(case):
 
     Chosen so that the cases of the suite pass; not the a-priori bound |AT| |G| |BT|.
     """
-    return 4 if max(case.kh, case.kw) == 3 else 16
+    return 4 if max(winograd_taps(case)) <= 3 else 16
 
 
-def winograd_magnitude(magnitude, case):
+def winograd_magnitude(magnitude, case, gradient=False):
     """The scale of Winograd's rounding errors: what is largest in a tile errs everywhere in it.
 
-    A tile has 4 pixels along an axis of 3 or 5 taps, 2 along one of 7, a dilation apart.
+    A tile has 5 pixels along an axis of 2 or 4 taps, 4 of 3 or 5, 2 of 7; a dilation apart, and as
+    the input's gradient a stride, pixels between them included.
     """
     if not magnitude.numel():
         return magnitude
+    steps = [{1: 0, 2: 4, 4: 4, 7: 1}.get(taps, 3) for taps in winograd_taps(case)]
+    stride = (case.sh, case.sw) if gradient else (1, 1)
+    reach = [(n + 1) * s - 1 if n else 0 for n, s in zip(steps, stride)]
     dilation = (case.dh, case.dw)
-    reach = [{1: 0, 7: 1}.get(taps, 3) for taps in (case.kh, case.kw)]
     h, w = (r * d for r, d in zip(reach, dilation))
     around = F.pad(magnitude, (w, w, h, h))
     largest = F.max_pool2d(around, [2 * r + 1 for r in reach], stride=1, dilation=dilation)

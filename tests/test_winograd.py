@@ -35,6 +35,8 @@ FAMILIES = {
     "VGG": ("mb1ic64ih112oc64kh3ph1", 1.6e-6),
     "DeepLab": ("mb1ic512ih33oc64kh3ph12dh12", 1.6e-6),
     "AlexNet": ("mb1ic48ih27oc128kh5ph2", 5e-6),
+    "ResNet stem": ("mb2ic3ih112oc64kh7sh2ph3", 6e-6),
+    "AlexNet stem": ("mb2ic3ih112oc64kh11sh4ph2", 1.6e-6),
     "SegNet": ("mb1ic64ih40oc64kh7ph3", 6e-6),
     "Inception": ("mb2ic128ih17oc128kh1kw7ph0pw3", 2e-6),
 }
@@ -69,6 +71,7 @@ def test_error_against_float64(family, layout):
         "mb3ic70ih9oc130kh3ph1",  # one block, weights transformed where they are used
         "mb5ic20ih30oc34kh3ph3dh3",
         "mb2ic70ih9oc40kh7ph3",
+        "mb3ic64ih200oc2kh5sh4ph2",  # images in groups of one
     ],
 )
 def test_bits_depend_on_neither_threads_nor_batch(text, layout):
@@ -114,11 +117,13 @@ def test_the_switch_takes_a_bool():
         pyconv.backends.allow_winograd = 1
 
 
-@pytest.mark.parametrize("text", ["ic16ih9oc16kh3sh2", "ic16ih9oc16kh4", "ic16ih9oc16kh1"])
+@pytest.mark.parametrize(
+    "text", ["ic16ih9oc16kh6", "ic16ih9oc16kh1", "ic16ih9oc16kh3sh2dh2", "ic16ih9oc16kh2sh2"]
+)
 def test_other_windows_are_refused(text):
     case = conv2d(text)
     with pytest.raises(
         ValueError,
-        match=r"needs a kernel of 1, 3, 5 or 7 taps .* with stride 1, got \dx\d with stride",
+        match=r"needs 1 to 5 or 7 taps a stride along each axis.*, got \dx\d with stride",
     ):
         ops.conv2d(*operands(case), **case.arguments, algorithm="winograd")

@@ -4,15 +4,44 @@
 
 namespace pyconv::conv2d {
 
+namespace {
+
+std::string pair(int64_t a, int64_t b, const char* sign) { return std::to_string(a) + sign + std::to_string(b); }
+
+// Two threads of Zen 5 with AVX-512, float32, forward / input gradient / weight gradient over what runs without it, NCHW
+// and channels_last. 3x3 with stride 2 loses: 64 -> 128 channels at 56x56 0.84 / 0.87 / 1.12 and 0.83 / 0.85 / 1.13, 16 ->
+// 32 at 32x32 0.5 to 0.8; so do 4x4 with 2 and 8x8 with 4: 0.6 to 1.04, but 1.65 as weight gradient.
+// 5x5 with 2 at 56x56: 16 -> 16 channels 1.03 / 0.91 / 1.85 and 1.19 / 1.15 / 1.23, 16 -> 32 1.35 / 1.21 / 1.90 and 1.32 /
+// 1.32 / 1.35; 7x7 with 2 and 11x11 with 4, 16 -> 16 1.27 to 4.5. Stems of 3 channels, 7x7 with 2: 16 filters 0.65 to 0.93,
+// 32 0.91 to 1.25, 64 1.02 to 1.37, 96 1.24 to 1.43; 11x11 with 4 64 filters 1.4 to 1.7; of 1 channel 0.4 to 1.
+// 256 channels at 7x7, whose filters outweigh 16 pixels, 0.4 to 1.7; 64 at 14x14 1.25 to 2.2.
+std::string winograd_strided_why_not(const Conv2dShape& s) {
+  const int64_t C = s.ic_per_group(), M = s.oc_per_group(), taps = s.KH * s.KW;
+  if (s.KH < 5 || s.KW < 5 || s.SH * s.SW * 6 > taps) {
+    return "pays with a stride from 5x5 with (2, 2) on, got " + pair(s.KH, s.KW, "x") + " with (" +
+           pair(s.SH, s.SW, ", ") + ")";
+  }
+  const int64_t channels = taps < 49 ? C * M : 512;
+  if (!(C >= 16 && M >= 16 && channels >= 512) && !(C >= 3 && M >= 64 && taps >= 49)) {
+    return "pays with a stride from 16 -> 32 channels per group on, 3 -> 64 for 7x7, got " + pair(C, M, " -> ");
+  }
+  if (s.OH * s.OW < 49) return "pays with a stride from 49 pixels on, got " + std::to_string(s.OH * s.OW);
+  return "";
+}
+
+}  // namespace
+
 std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
-  const auto pair = [](int64_t a, int64_t b, const char* sign) { return std::to_string(a) + sign + std::to_string(b); };
   if (!allow_winograd) return "pyconv.backends.allow_winograd is False";
-  const auto taps = [](int64_t k) { return k == 1 || k == 3 || k == 5 || k == 7; };
-  if (!taps(s.KH) || !taps(s.KW) || s.KH * s.KW == 1 || s.SH != 1 || s.SW != 1) {
-    return "needs a kernel of 1, 3, 5 or 7 taps along each axis, not 1x1, with stride 1, got " + pair(s.KH, s.KW, "x") +
-           " with stride (" + pair(s.SH, s.SW, ", ") + ")";
+  const int64_t TH = divide_up(s.KH, s.SH), TW = divide_up(s.KW, s.SW);  // winograd_strided.h
+  const auto known = [](int64_t taps) { return taps <= 5 || taps == 7; };
+  if (!known(TH) || !known(TW) || TH * TW == 1 || (s.SH * s.SW > 1 && s.DH * s.DW > 1)) {
+    return "needs 1 to 5 or 7 taps a stride along each axis, not 1 along both, and no dilation beside a stride, got " +
+           pair(s.KH, s.KW, "x") + " with stride (" + pair(s.SH, s.SW, ", ") + ") and dilation (" +
+           pair(s.DH, s.DW, ", ") + ")";
   }
   if (ask == Ask::able) return "";
+  if (s.SH * s.SW > 1) return winograd_strided_why_not(s);
   // Speed over what runs without it, forward / input gradient / weight gradient, two threads of Zen 5 with AVX-512, float32.
   // 3x3: 8 channels at 32x32, N = 32, 1.3 to 2.4; 3 in and 64 out 0.4 to 0.6.
   // 5x5, 28x28, N = 8, NCHW: 8 -> 8 channels 0.67 / 0.66 / 1.42, 8 -> 16 1.24 / 1.24 / 1.97, 32 -> 32 3.5 / 3.5 / 4.3; 7x7:
@@ -33,10 +62,10 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
   // 0.8 to 1.2, 1.2 0.6 to 1. In channels_last images of 3x3 and 2x2 lose whatever the number of channels and images: 0.4
   // to 1; 4x4 0.8 to 2; in NCHW, where the other kernels have few pixels to fill vectors with, they are 0.8 to 4.7.
   const auto tiles = [](int64_t size, int64_t k, int64_t d) {
-    const int64_t step = k == 1 ? 1 : k == 7 ? 2 : 4, D = k == 1 ? 1 : d;
+    const int64_t step = k == 1 ? 1 : k == 7 ? 2 : k % 2 == 0 ? 5 : 4, D = k == 1 ? 1 : d;
     return size / (step * D) * D + at_most(size % (step * D), D);
   };
-  const auto points = [](int64_t k) { return k == 1 ? 1 : k == 3 ? 6 : 8; };
+  const auto points = [](int64_t k) { return k == 1 ? 1 : k <= 3 ? 6 : 8; };
   const int64_t products = tiles(s.OH, s.KH, s.DH) * tiles(s.OW, s.KW, s.DW) * points(s.KH) * points(s.KW);
   const int64_t direct = s.OH * s.OW * s.KH * s.KW;
   const bool dilated = s.DH * s.DW > 1;

@@ -1,9 +1,10 @@
-// conv2d / Winograd: filters of 3, 5 or 7 taps at stride 1 in a fraction of their products.
+// conv2d / Winograd: filters of 2 to 5 or 7 taps at stride 1 in a fraction of their products.
 // Computes  y = AT [ sum_c (G w G') * (BT x B) ] A on tiles of outputs: the products are independent matrix products
-//           M[f] (tiles, OC) = V[f] (tiles, IC) U[f] (IC, OC), one per frequency f. An axis of 3 taps takes F(4, 3), of
-//           5 F(4, 5), of 7 F(2, 7), of 1 nothing: a 3x3 filter has 36 frequencies for 16 outputs, 2.25 products each
-//           instead of 9; 5x5 4 instead of 25; 7x7 16 instead of 49; 1x7 4 instead of 7.
-//           bwd_input is the same with the filter rotated and padding D * (K - 1) - P; bwd_weight: winograd_weight.h
+//           M[f] (tiles, OC) = V[f] (tiles, IC) U[f] (IC, OC), one per frequency f. An axis of 2, 3, 4, 5, 7 taps takes
+//           F(5, 2), F(4, 3), F(5, 4), F(4, 5), F(2, 7), of 1 nothing: a 3x3 filter has 36 frequencies for 16 outputs,
+//           2.25 products each instead of 9; 5x5 4 instead of 25; 7x7 16 instead of 49; 1x7 4 instead of 7.
+//           bwd_input is the same with the filter rotated and padding D * (K - 1) - P; bwd_weight: winograd_weight.h;
+//           strides: winograd_strided.h
 // Shapes    V (KC channels, f, L channels, tile, L);  U (OC block, KC channels, f, KC, 2 L);  M (OC block, f, tile, 2 L)
 // Tiling    registers: MR x 2 accumulators, which start anew every KC channels to bound the growth of the error.
 //           Many tiles: U made first, once; thread: a range of (block of tiles, OC block), V and M of a block in L2.
@@ -11,7 +12,7 @@
 // Cost      2*N*OC*OH*OW*IC*KH*KW flops over the gains above (tiles beyond the border wasted), transforms beside them
 //           workspace: per thread V and M; U, 1.3 to 4 times the weights, where there are many tiles. U is not kept
 //           between calls: reading it costs more than making it (ResNet-20 at batch 1 took 1.3 times as long)
-// Limits    stride 1. Rounds differently from a direct sum: the error is a few times larger, and an inf or NaN spreads
+// Limits    1 to 5 or 7 taps a stride. Rounds differently from a direct sum: the error is a few times larger, and an inf or NaN spreads
 //           over its tile. pyconv.backends.allow_winograd forbids it.
 //           F(2x2, 3x3) and F(6x6, 3x3) are not here: a prototype on ResNet and VGG layers (2 threads of Zen 4) was 1.35
 //           to 1.97, 1.87 to 3.02 and 1.06 to 3.19 times as fast as torch with F2, F4 and F6; F6 errs 2 to 4 times as
@@ -263,51 +264,70 @@ Transform<A> transform_of(const Conv2dShape& s, int64_t OH, int64_t OW) {
   return {h, w, {s.N, OH, OW, s.KH > 1 ? s.DH : 1, s.KW > 1 ? s.DW : 1, h.step, w.step}};
 }
 
+// One group at stride 1; w (M, C, KH, KW) in `layout`, which need not be that of x and y.
+template <class T>
+void forward(const Conv2dShape& s, const T* x, const Index4& X, const T* w, Layout layout, T* y, const Index4& Y,
+             const Finish<T>& finish) {
+  const int64_t C = s.ic_per_group(), M = s.oc_per_group();
+  const Weights<T> weights = {w, layout, C, M, s.KH * s.KW, false};
+  Problem<T>{weights, transform_of<acc_t<T>>(s, s.OH, s.OW), C, M, s.IH, s.IW, s.PH, s.PW, x, X, y, Y, finish}.run();
+}
+template <class T>
+void gradient(const Conv2dShape& s, const T* dy, const Index4& Y, const T* w, Layout layout, T* dx, const Index4& X) {
+  const int64_t C = s.oc_per_group(), M = s.ic_per_group();
+  const int64_t PH = s.DH * (s.KH - 1) - s.PH, PW = s.DW * (s.KW - 1) - s.PW;
+  const Weights<T> weights = {w, layout, C, M, s.KH * s.KW, true};
+  Problem<T>{weights, transform_of<acc_t<T>>(s, s.IH, s.IW), C, M, s.OH, s.OW, PH, PW, dy, Y, dx, X, {}}.run();
+}
+
+#include "cpu/conv2d/winograd_strided.h"
+
 template <class T>
 void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) {
-  const int64_t C = s.ic_per_group(), M = s.oc_per_group(), taps = s.KH * s.KW;
+  const int64_t C = s.ic_per_group(), M = s.oc_per_group();
+  const Index4 X = s.x_index(), Y = s.y_index();
   Finish<T> finish(e, y);
   for (int64_t g = 0; g < s.G; g++) {
-    const Problem<T> p = {{w + g * M * C * taps, s.layout, C, M, taps, false},
-                          transform_of<acc_t<T>>(s, s.OH, s.OW),
-                          C,
-                          M,
-                          s.IH,
-                          s.IW,
-                          s.PH,
-                          s.PW,
-                          x + s.x_index()(0, g * C, 0, 0),
-                          s.x_index(),
-                          y + s.y_index()(0, g * M, 0, 0),
-                          s.y_index(),
-                          finish};
-    p.run();
+    const T *xg = x + X(0, g * C, 0, 0), *wg = w + g * M * C * s.KH * s.KW;
+    T* yg = y + Y(0, g * M, 0, 0);
+    if (s.SH * s.SW > 1) {
+      strided_forward(s, xg, wg, yg, finish);
+    } else {
+      forward(s, xg, X, wg, s.layout, yg, Y, finish);
+    }
     if (finish.bias) finish.bias += M;
   }
 }
 
 template <class T>
 void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
-  const int64_t C = s.oc_per_group(), M = s.ic_per_group(), taps = s.KH * s.KW;
+  const int64_t C = s.ic_per_group(), M = s.oc_per_group();
+  const Index4 X = s.x_index(), Y = s.y_index();
   for (int64_t g = 0; g < s.G; g++) {
-    const Problem<T> p = {{w + g * M * C * taps, s.layout, C, M, taps, true},
-                          transform_of<acc_t<T>>(s, s.IH, s.IW),
-                          C,
-                          M,
-                          s.OH,
-                          s.OW,
-                          s.DH * (s.KH - 1) - s.PH,
-                          s.DW * (s.KW - 1) - s.PW,
-                          dy + s.y_index()(0, g * C, 0, 0),
-                          s.y_index(),
-                          dx + s.x_index()(0, g * M, 0, 0),
-                          s.x_index(),
-                          {}};
-    p.run();
+    const T *dyg = dy + Y(0, g * M, 0, 0), *wg = w + g * M * C * s.KH * s.KW;
+    T* dxg = dx + X(0, g * C, 0, 0);
+    if (s.SH * s.SW > 1) {
+      strided_gradient(s, dyg, wg, dxg);
+    } else {
+      gradient(s, dyg, Y, wg, s.layout, dxg, X);
+    }
   }
 }
 
-#include "cpu/conv2d/winograd_weight.h"
+template <class T>
+void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
+  const int64_t C = s.ic_per_group(), M = s.oc_per_group();
+  const Index4 X = s.x_index(), Y = s.y_index();
+  for (int64_t g = 0; g < s.G; g++) {
+    const T *xg = x + X(0, g * C, 0, 0), *dyg = dy + Y(0, g * M, 0, 0);
+    T* dwg = dw + g * M * C * s.KH * s.KW;
+    if (s.SH * s.SW > 1) {
+      strided_weight_gradient(s, dyg, xg, dwg);
+    } else {
+      weight_gradient(s, dyg, Y, xg, X, dwg, s.layout);
+    }
+  }
+}
 
 }  // namespace
 

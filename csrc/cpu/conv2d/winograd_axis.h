@@ -164,8 +164,18 @@ constexpr Algorithm<A> no_algorithm = {1, 1, 1, copy_to<A>, copy_to<A>, copy_to<
 
 template <class A>
 const Algorithm<A>& algorithm_of(int64_t taps) {
-  return taps == 7   ? algorithm<A, 2, 7>
-         : taps == 5 ? algorithm<A, 4, 5>
-         : taps == 3 ? with_square<A, 4, 3>
-                     : no_algorithm<A>;
+  switch (taps) {
+    case 2:
+      return with_square<A, 5, 2>;
+    case 3:
+      return with_square<A, 4, 3>;
+    case 4:
+      return algorithm<A, 5, 4>;
+    case 5:
+      return algorithm<A, 4, 5>;
+    case 7:
+      return algorithm<A, 2, 7>;
+    default:
+      return no_algorithm<A>;
+  }
 }

@@ -193,23 +193,11 @@ struct WeightProblem {
   }
 };
 
+// One group at stride 1; dw (K, C, KH, KW) in `layout`, which need not be that of x and dy.
 template <class T>
-void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
-  const int64_t C = s.ic_per_group(), K = s.oc_per_group();
-  for (int64_t g = 0; g < s.G; g++) {
-    const WeightProblem<T> p = {s.layout,
-                                transform_of<acc_t<T>>(s, s.OH, s.OW),
-                                C,
-                                K,
-                                s.IH,
-                                s.IW,
-                                s.PH,
-                                s.PW,
-                                x + s.x_index()(0, g * C, 0, 0),
-                                s.x_index(),
-                                dy + s.y_index()(0, g * K, 0, 0),
-                                s.y_index(),
-                                dw + g * K * C * s.KH * s.KW};
-    p.run();
-  }
+void weight_gradient(const Conv2dShape& s, const T* dy, const Index4& Y, const T* x, const Index4& X, T* dw,
+                     Layout layout) {
+  const Transform<acc_t<T>> transform = transform_of<acc_t<T>>(s, s.OH, s.OW);
+  WeightProblem<T>{layout, transform, s.ic_per_group(), s.oc_per_group(), s.IH, s.IW, s.PH, s.PW, x, X, dy, Y, dw}
+      .run();
 }
