@@ -5,12 +5,19 @@
 
 Metadata is in pyproject.toml, the list of sources in csrc/sources.txt (CMakeLists.txt reads the
 same list). Set MAX_JOBS to bound the compiler processes; the default is one per available core.
+
+Where there is nvcc, also pyconv/_cuda.so, the CUDA kernels: neither torch's CUDA nor a GPU is needed
+to build it. PYCONV_CUDA=0 leaves it out, =1 fails where it cannot be built, =auto is the default;
+PYCONV_CUDA_ARCHS=80,90,120 are the GPUs to compile for, the last also as PTX for newer ones.
 """
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -44,6 +51,73 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def find_nvcc() -> Path | None:
+    """Of CUDA_HOME, of PATH, or of the package nvidia-cuda-nvcc in this environment."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    found = [Path(home, "bin/nvcc") for home in homes if home]
+    found += [Path(path) for path in [shutil.which("nvcc")] if path]
+    found += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc"))
+    return next((path for path in found if path.exists()), None)
+
+
+def build_cuda(nvcc: Path, target: Path) -> None:
+    """Compiles what is older than its source or any header, one nvcc per file, and links."""
+    archs = os.environ.get("PYCONV_CUDA_ARCHS", "80,90,120").split(",")
+    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}/csrc"]
+    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
+    flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+    folder = ROOT / "build" / ("cuda-" + "-".join(archs))
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [*ROOT.glob("csrc/common/*.h"), *ROOT.glob("csrc/cuda/**/*.h"), Path(__file__)]
+    newest = max(path.stat().st_mtime for path in headers)
+
+    def compile(source: str) -> str:
+        path, result = ROOT / source, folder / (source.replace("/", ".") + ".o")
+        if not result.exists() or result.stat().st_mtime < max(newest, path.stat().st_mtime):
+            print(f"nvcc {source}", flush=True)
+            part = result.with_suffix(".part")
+            subprocess.run([nvcc, *flags, "-c", path, "-o", part], check=True)
+            part.replace(result)
+        return str(result)
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", available_cores()))) as pool:
+        objects = list(pool.map(compile, sources("cuda")))
+    libraries = [f"-L{p}" for p in (nvcc.parents[1] / "lib", nvcc.parents[1] / "lib64")]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    link = [nvcc, "-shared", "-cudart=static", *objects, *libraries, "-o", target]
+    # The runtime's own symbols stay inside: torch has a runtime of its own in the process.
+    subprocess.run([*link, "-Xlinker=--exclude-libs,ALL"], check=True)
+
+
+def cuda_too(build: type[build_ext]) -> type[build_ext]:
+    """`build`, and the CUDA kernels after it as PYCONV_CUDA says."""
+    asked = os.environ.get("PYCONV_CUDA", "auto")
+    if asked not in ("0", "1", "auto"):
+        sys.exit(f"PYCONV_CUDA must be 0, 1 or auto, got {asked!r}")
+
+    class WithCuda(build):  # type: ignore[misc, valid-type]
+        def run(self) -> None:
+            super().run()
+            nvcc = None if asked == "0" else find_nvcc()
+            if nvcc is None:
+                if asked == "1":
+                    sys.exit(
+                        "PYCONV_CUDA=1, but there is no nvcc: not in $CUDA_HOME/bin, not in PATH,"
+                        " and the package nvidia-cuda-nvcc is not installed here"
+                    )
+                return
+            package = ROOT if self.inplace else Path(self.build_lib)
+            try:
+                build_cuda(nvcc, package / "pyconv/_cuda.so")
+            except (OSError, subprocess.CalledProcessError) as error:
+                if asked == "1":
+                    sys.exit(f"PYCONV_CUDA=1, but the CUDA kernels could not be built: {error}")
+                print(f"no CUDA kernels, for they could not be built: {error}", file=sys.stderr)
+
+    return WithCuda
+
+
 def missing_tools(reason: str) -> type[build_ext]:
     """A build_ext that refuses with the remedy; sdist and metadata need no torch and still work."""
 
@@ -68,7 +142,7 @@ else:
     os.environ.setdefault("MAX_JOBS", str(available_cores()))
     # ninja from PyPI lies beside the interpreter, also when its environment is not activated.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-    command = BuildExtension
+    command = cuda_too(BuildExtension)
     extension = CppExtension(
         "pyconv._C",
         sources("core", "ops"),

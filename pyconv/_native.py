@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  loads libtorch_cpu.so, which _C needs in the process
+import torch  # loads libtorch_cpu.so, which _C needs in the process
 
 lib: ModuleType | None = None
 reason = ""
+cuda_reason = ""  # why CUDA tensors cannot be computed with; "" where they can
 
 if os.environ.get("PYCONV_NATIVE", "1") == "0":
     reason = "PYCONV_NATIVE=0 asks for the plain PyTorch reference"
@@ -24,3 +26,22 @@ else:
     except ImportError as error:
         reason = f"pyconv._C could not be loaded: {error}"
         warnings.warn(f"{reason}. Running the slow plain PyTorch reference instead.", stacklevel=2)
+
+
+def _load_gpu_kernels() -> str:
+    """Loads pyconv/_cuda.so where there is a GPU to run it on; returns why not, "" if it is loaded."""
+    path = Path(__file__).with_name("_cuda.so")
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not path.exists():
+        return "this build of pyconv has no CUDA kernels"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        lib.use_gpu_kernels(str(path))  # type: ignore[union-attr]
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+cuda_reason = _load_gpu_kernels() if lib else reason

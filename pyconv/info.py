@@ -21,7 +21,6 @@ _LIBRARIES = ("pyconv", "libtorch", "libc10", "libcuda", "libcudnn", "gomp", "io
 def info() -> dict[str, Any]:
     """Return what ``python -m pyconv info`` prints, as a dict that json can write."""
     lib = _native.lib
-    build = dict(lib.build) if lib else {}
     return {
         "pyconv": _version(),
         "python": platform.python_version(),
@@ -29,14 +28,14 @@ def info() -> dict[str, Any]:
         "platform": platform.platform(),
         "extension": lib.__file__ if lib else None,
         "extension_missing": _native.reason or None,
-        "build": build,
+        "build": dict(lib.build) if lib else {},
         "isa": lib.isa() if lib else None,
         "available_isas": lib.available_isas() if lib else [],
         "isa_override": os.environ.get("PYCONV_ISA"),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
         "cuda": _cuda_devices(),
-        "cuda_missing": _cuda_missing(build),
+        "cuda_missing": _native.cuda_reason or None,
         "algorithms": {op: list(names) for op, names in lib.algorithms.items()} if lib else {},
         "libraries": _loaded_libraries(),
     }
@@ -51,17 +50,6 @@ def _version() -> str:
 
 def _cuda_devices() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-def _cuda_missing(build: dict[str, str]) -> str | None:
-    """Return why our kernels cannot run on a GPU here, None if they can."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    if "cuda" not in build:
-        return "this build of pyconv has no CUDA kernels"
-    if torch.cuda.device_count() == 0:
-        return "torch sees no CUDA device"
-    return None
 
 
 def _loaded_libraries() -> list[str]:

@@ -31,8 +31,8 @@ def run(kernels, name, threads=32, shared=SHARED, order="ascending", late=True):
     kernels.pyconv_emulator_configure(ORDERS.index(order), ctypes.c_uint64(7), int(late))
     y = torch.arange(64, dtype=torch.float32)
     if getattr(kernels, name)(ctypes.c_void_p(y.data_ptr()), threads, shared):
-        kernels.pyconv_cuda_error.restype = ctypes.c_char_p
-        raise Failed(kernels.pyconv_cuda_error(0).decode())
+        kernels.pyconv_emulator_error.restype = ctypes.c_char_p
+        raise Failed(kernels.pyconv_emulator_error().decode())
     return y[:threads]
 
 
@@ -159,6 +159,21 @@ def test_a_compiler_that_is_missing_or_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler: .*no-such-compiler"):
         build.build([broken], "emu")
     assert not list(tmp_path.glob("*.so"))
+
+
+def test_what_nvcc_built_says_what_it_lacks():
+    """The library loads on a machine with no driver, has every entry point, and a launch is one clean error."""
+    path = Path(pyconv.__file__).with_name("_cuda.so")
+    if torch.cuda.is_available() or not path.exists():
+        pytest.skip("there is a GPU" if path.exists() else "built without nvcc")
+    x = random(1, 16, 8, 8)
+    _native.lib.emulate_cuda(str(path))
+    try:
+        for call in (lambda: ops.conv2d(x, x), lambda: ops.max_pool2d(x, 2)):
+            with pytest.raises(RuntimeError, match=r"2d on CUDA: kernel \w+: CUDA error \d+: \w+"):
+                call()
+    finally:
+        _native.lib.emulate_cuda("")
 
 
 def test_kernels_are_listed_with_sources_that_exist():

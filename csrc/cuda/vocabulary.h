@@ -9,6 +9,7 @@
 //   copy_async_commit()         closes a group of copies
 //   copy_async_wait<n>()        all but the newest n groups of this thread are there
 //   launch(kernel, grid, block, shared_bytes, stream, arguments...)       0, or the error's number
+//   error_text(number)          that error in words
 // and of CUDA: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, shuffles and ballots.
 #pragma once
 #include "common/shape.h"
@@ -73,6 +74,8 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
+
+inline const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace pyconv::cuda
 #endif

@@ -184,6 +184,8 @@ bool in_stacks(const void* address) {
   return stacks && address >= stacks && address < stacks + max_threads * stack_bytes;
 }
 
+const char* failure_text() { return failure.c_str(); }
+
 void fail(const std::string& what) {
   failure = what;
   block.failed = true;
@@ -284,7 +286,7 @@ int launch(const Index3& grid, const Index3& size, size_t shared_bytes, void (*b
 }  // namespace pyconv::emulator
 
 extern "C" {
-__attribute__((visibility("default"))) const char* pyconv_cuda_error(int) { return pyconv::emulator::failure.c_str(); }
+__attribute__((visibility("default"))) const char* pyconv_emulator_error() { return pyconv::emulator::failure_text(); }
 __attribute__((visibility("default"))) void pyconv_emulator_configure(int order, uint64_t seed, int copies_late) {
   pyconv::emulator::settings.order = static_cast<pyconv::emulator::Order>(order);
   pyconv::emulator::settings.seed = seed;

@@ -27,6 +27,8 @@ struct Index3 {
 // An error number of a launch, 0 for none; failure() has the sentence.
 int launch(const Index3& grid, const Index3& block, size_t shared_bytes, void (*body)(void*), void* arguments);
 
+const char* failure_text();
+
 void* shared_memory(size_t bytes);
 enum class Vote { none, any, all, count };
 int barrier(Vote vote, int predicate, std::source_location place);
@@ -130,6 +132,8 @@ template <int newest>
 void copy_async_wait() {
   emulator::copy_async_wait(newest);
 }
+
+inline const char* error_text(int) { return emulator::failure_text(); }
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/,
