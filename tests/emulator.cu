@@ -6,7 +6,7 @@ namespace {
 using namespace pyconv::cuda;
 
 struct Shared {
-  float v[64];
+  float v[64 * 32];
   alignas(16) float vector[8];
 };
 
@@ -114,14 +114,53 @@ __global__ void waits_for_too_little(float* y, int) {
   y[i] = s.v[i];
 }
 
+__global__ void past_the_end(float* y, int n) { y[threadIdx.x + 64 - n + 1] = 0; }
+
+__global__ void far_away(float* y, int) { y[threadIdx.x] = y[threadIdx.x + (1 << 20)]; }
+
+__global__ void past_shared(float* y, int) {
+  auto& s = shared<Shared>();
+  s.vector[threadIdx.x] = 1;
+  y[threadIdx.x] = s.vector[threadIdx.x];
+}
+
+__global__ void all_write_one(float* y, int) { y[0] = float(threadIdx.x); }
+
+__global__ void reads_what_another_writes(float* y, int n) {
+  if (threadIdx.x == 0) y[1] = 1;
+  if (int(threadIdx.x) == n - 1) y[2] = y[1];
+}
+
+__global__ void warp_writes_without_sync(float* y, int) {  // lanes of one warp are not ordered either
+  auto& s = shared<Shared>();
+  s.v[threadIdx.x] = 1;
+  y[threadIdx.x] = s.v[threadIdx.x ^ 1];
+}
+
+__global__ void warp_writes_with_sync(float* y, int) {
+  auto& s = shared<Shared>();
+  s.v[threadIdx.x] = 1;
+  __syncwarp();
+  y[threadIdx.x] = s.v[threadIdx.x ^ 1];
+}
+
+// --- traffic
+
+template <int step>
+__global__ void strided(float* y, int) {
+  auto& s = shared<Shared>();
+  s.v[threadIdx.x * step] = y[threadIdx.x * (step % 3)];
+}
+
 __global__ void unwritten_shared(float* y, int) { y[threadIdx.x] = shared<Shared>().v[threadIdx.x]; }
 
 }  // namespace
 
-#define TEST(name)                                                                                          \
-  extern "C" __attribute__((visibility("default"))) int name(float* y, int threads, int shared_bytes) {     \
-    return launch(::name, dim3{1, 1, 1}, dim3{unsigned(threads), 1, 1}, shared_bytes, nullptr, y, threads); \
+#define TEST_AS(name, kernel)                                                                                 \
+  extern "C" __attribute__((visibility("default"))) int name(float* y, int threads, int shared_bytes) {       \
+    return launch(::kernel, dim3{1, 1, 1}, dim3{unsigned(threads), 1, 1}, shared_bytes, nullptr, y, threads); \
   }
+#define TEST(name) TEST_AS(name, name)
 namespace exported {
 TEST(reverse)
 TEST(warp_sum)
@@ -138,5 +177,15 @@ TEST(lane_outside_the_mask)
 TEST(misaligned)
 TEST(no_wait)
 TEST(waits_for_too_little)
+TEST(past_the_end)
+TEST(far_away)
+TEST(past_shared)
+TEST(all_write_one)
+TEST(reads_what_another_writes)
+TEST(warp_writes_without_sync)
+TEST(warp_writes_with_sync)
 TEST(unwritten_shared)
+TEST_AS(stride_1, strided<1>)
+TEST_AS(stride_2, strided<2>)
+TEST_AS(stride_32, strided<32>)
 }  // namespace exported

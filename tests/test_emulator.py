@@ -11,11 +11,12 @@ import torch
 import pyconv
 from pyconv import _native, ops
 from pyconv._emulator import ORDERS, build
+from pyconv._emulator.report import Report
 from tests.cases import conv2d
 from tests.helpers import LAYOUTS, random
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
-SHARED = 64 * 4 + 8 * 4
+SHARED = 64 * 32 * 4 + 8 * 4
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,110 @@ def test_shared_memory_starts_as_nan(kernels):
     assert run(kernels, "unwritten_shared").isnan().all()
 
 
+# --- what the checking emulator finds
+
+
+@pytest.fixture(scope="module")
+def checked():
+    path = build.build([Path(__file__).parent / "emulator.cu"], "chk")
+    return path, ctypes.CDLL(str(path))
+
+
+def check(checked, name, threads=32, order="ascending", writable=True, late=True):
+    """The report of one kernel, whose operand "y" is 64 floats."""
+    path, kernels = checked
+    kernels.pyconv_emulator_configure(ORDERS.index(order), ctypes.c_uint64(7), int(late))
+    y = torch.zeros(64)
+    operand = kernels.pyconv_emulator_operand
+    operand(b"y", ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(256), int(writable))
+    getattr(kernels, name)(ctypes.c_void_p(y.data_ptr()), threads, SHARED)
+    operand(None, None, ctypes.c_int64(0), 0)
+    report = Report()
+    report.read(kernels, path)
+    return report
+
+
+def line_of(text):
+    """Line of tests/emulator.cu that has this text, as a report names it."""
+    lines = (Path(__file__).parent / "emulator.cu").read_text().splitlines()
+    return f"emulator.cu:{next(i for i, line in enumerate(lines, 1) if text in line)}"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_right_kernels_have_no_findings(checked, order):
+    for name in ("reverse", "warp_sum", "shuffles", "half_warps", "warp_writes_with_sync"):
+        assert check(checked, name, order=order).errors == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("name", "kinds", "line"),
+    [
+        ("no_barrier", {"race", "uninitialised"}, None),
+        ("warp_writes_without_sync", {"race", "uninitialised"}, None),
+        ("all_write_one", {"race"}, "y[0] = float(threadIdx.x)"),
+        ("unwritten_shared", {"uninitialised"}, "shared<Shared>().v[threadIdx.x]; }"),
+        ("past_the_end", {"out of bounds"}, "y[threadIdx.x + 64 - n + 1]"),
+        ("far_away", {"out of bounds"}, "(1 << 20)"),
+        ("past_shared", {"out of bounds"}, "s.vector[threadIdx.x] = 1"),
+        ("reads_what_another_writes", {"race", "uninitialised"}, None),
+    ],
+)
+def test_a_mistake_is_found_in_every_order(checked, name, kinds, line, order):
+    errors = check(checked, name, order=order).errors
+    assert errors
+    assert {e.kind for e in errors} <= kinds
+    if line:
+        assert {e.line for e in errors} == {line_of(line)}
+    for e in errors:
+        assert re.fullmatch(r"emulator\.cu:\d+", e.line), e
+        assert e.times >= 1
+        assert str(e).startswith(f"{e.line}: {e.kind}, ")
+
+
+def test_an_input_that_is_written_is_found(checked):
+    (error,) = check(checked, "all_write_one", writable=False).errors
+    assert (error.kind, error.times) == ("input written", 32)
+
+
+def test_a_missing_wait_is_found_when_copies_are_late(checked):
+    kinds = {e.kind for e in check(checked, "no_wait", writable=False).errors}
+    assert kinds == {"uninitialised", "input written"}  # shared memory, and y is both here
+
+
+@pytest.mark.parametrize(
+    ("name", "sectors", "passes"), [("stride_1", 4, 1), ("stride_2", 8, 2), ("stride_32", 8, 32)]
+)
+def test_sectors_and_bank_conflicts(checked, name, sectors, passes):
+    """32 lanes: floats side by side are 4 sectors, every second float 8; shared memory has 32 banks."""
+    report = check(checked, name, writable=False)
+    found = {(t.memory, t.access): t for t in report.traffic}
+    read, write = found["global", "read"], found["shared", "write"]
+    assert (read.requests, read.lanes, read.cost, read.least) == (1, 32, sectors, 4)
+    assert (write.requests, write.lanes, write.cost, write.least) == (1, 32, passes, 1)
+    assert write.excess == passes
+    assert "no errors" in str(report)
+    assert read.line in str(report)
+
+
 # --- pyconv.cuda_emulator
+
+
+def test_a_report_names_the_lines_of_pyconvs_kernels():
+    x, w = random(1, 8, 9, 9), random(9, 8, 3, 3)
+    with pyconv.cuda_emulator(check=True) as report:
+        ops.conv2d(x, w, algorithm="implicit_gemm")
+    assert report.errors == []
+    assert report.traffic
+    root = Path(__file__).parents[1]
+    for t in report.traffic:
+        source, line = t.line.split(":")
+        assert (root / source).parent == root / "csrc/cuda/conv2d"
+        assert int(line) <= len((root / source).read_text().splitlines())
+        assert t.cost >= t.least > 0
+    with pyconv.cuda_emulator() as report:
+        ops.conv2d(x, w)
+    assert report == Report()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -87,7 +87,7 @@ std::string text_of_thread(int number);
 bool in_stacks(const void* address);
 
 // What watches a launch: check.cpp, in the checked build.
-enum Access : int { reads = 0, writes = 1, atomic = 2, copied = 4 };
+enum Access : int { reads = 0, writes = 1, copied = 2 };
 struct Watcher {
   void (*launch)();
   void (*block_begin)();

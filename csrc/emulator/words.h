@@ -123,7 +123,7 @@ PYCONV_DEVICE void write4(float* p, const float4& v, PYCONV_PLACE) {
 }
 
 template <int bytes>
-void copy_async(void* to, const void* from, bool wanted, PYCONV_PLACE) {
+PYCONV_DEVICE void copy_async(void* to, const void* from, bool wanted, PYCONV_PLACE) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async copies 4, 8 or 16 bytes");
   emulator::copy_async(to, from, bytes, wanted, place);
 }

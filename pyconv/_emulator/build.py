@@ -17,8 +17,10 @@ from functools import cache
 from pathlib import Path
 
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-# A tier is a way to compile the kernels; the emulator itself is compiled alike for all.
-KERNEL_FLAGS = {"emu": ["-O2"]}
+# A tier is a way to compile the kernels; the emulator itself is compiled alike for all. "chk" has every
+# load and store reported, by the instrumentation of ThreadSanitizer without its library.
+KERNEL_FLAGS = {"emu": ["-O2"], "chk": ["-O1", "-g", "-fsanitize=thread"]}
+MACHINE = {"emu": ("machine", "warp"), "chk": ("machine", "warp", "check", "traffic")}
 
 
 def sources() -> Path:
@@ -57,8 +59,7 @@ def build(kernels: list[Path], tier: str, include: Path | None = None) -> Path:
     """The shared object of these .cu files and the emulator, from the cache if it is there."""
     root = sources()
     flags = [*FLAGS, *_native(), f"-I{root}"] + ([f"-I{include}"] if include else [])
-    machine = sorted((root / "emulator").glob("*.cpp"))
-    commands = [["-O2", "-c", str(p)] for p in machine]
+    commands = [["-O2", "-c", f"{root}/emulator/{name}.cpp"] for name in MACHINE[tier]]
     commands += [[*KERNEL_FLAGS[tier], "-x", "c++", "-c", str(p)] for p in kernels]
     digest = hashlib.sha256(_run([compiler(), "--version"]).encode())
     digest.update(repr((compiler(), platform.node(), flags, commands)).encode())
