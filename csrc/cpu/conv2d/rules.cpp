@@ -1,9 +1,9 @@
 // When each kernel of the list refuses: for good (Ask::able) or because another is faster (Ask::chosen), with the
 // measurement that says so.
 #include "cpu/conv2d/conv2d.h"
+#include "cpu/isa.h"
 
 namespace pyconv::conv2d {
-
 namespace {
 
 std::string pair(int64_t a, int64_t b, const char* sign) { return std::to_string(a) + sign + std::to_string(b); }
@@ -29,9 +29,13 @@ std::string winograd_strided_why_not(const Conv2dShape& s) {
   return "";
 }
 
+// implicit_gemm multiplies pairs of bf16, at twice the rate of the others' float32. Thresholds for it: two threads of
+// Zen 5, bfloat16, layers of benchmarks/conv2d.txt and some of 3 to 64 channels.
+bool in_pairs(const Conv2dShape& s) { return s.dtype == DType::bf16 && isa() == Isa::avx512_bf16; }
+
 }  // namespace
 
-std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
+std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   if (!allow_winograd) return "pyconv.backends.allow_winograd is False";
   const int64_t TH = divide_up(s.KH, s.SH), TW = divide_up(s.KW, s.SW);  // winograd_strided.h
   const auto known = [](int64_t taps) { return taps <= 5 || taps == 7; };
@@ -41,6 +45,12 @@ std::string winograd_why_not(const Conv2dShape& s, Pass, Ask ask) {
            pair(s.DH, s.DW, ", ") + ")";
   }
   if (ask == Ask::able) return "";
+  // In pairs implicit_gemm takes 0.74 to 0.92 of the time for 1x7, 0.88 for DeepLab's weight gradient, 0.62 to 0.94 for the
+  // stems of ResNet and AlexNet but for their input gradient; and 1.0 to 2.2 times as much elsewhere.
+  const bool stem = s.SH * s.SW > 1 && pass != Pass::bwd_input, apart = s.DH * s.DW > 1 && pass == Pass::bwd_weight;
+  if (in_pairs(s) && (s.KH == 1 || s.KW == 1 || stem || apart)) {
+    return "saves less than implicit_gemm does by multiplying bfloat16 in pairs";
+  }
   if (s.SH * s.SW > 1) return winograd_strided_why_not(s);
   // Speed over what runs without it, forward / input gradient / weight gradient, two threads of Zen 5 with AVX-512, float32.
   // 3x3: 8 channels at 32x32, N = 32, 1.3 to 2.4; 3 in and 64 out 0.4 to 0.6.
@@ -121,6 +131,8 @@ std::string direct_channels_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // A window of one pixel is a plain matrix product; two threads, over implicit_gemm: fwd 0.81, 0.94 and 1.00, bwd_weight
   // 0.81 to 1.05 (r18.l2.short, regr.67797, mbv2.pw); but bwd_input 1.38 and 1.45 (r50.reduce, mbv2.pw).
   if (s.KH * s.KW == 1 && !gradient) return "is no faster than implicit_gemm for a 1x1 kernel";
+  // In pairs implicit_gemm takes 0.5 to 0.95 of the time wherever this or direct_planes would have been chosen.
+  if (in_pairs(s)) return "is slower than implicit_gemm, which multiplies bfloat16 in pairs";
   if (M < 12) return "pays from 12 channels on that could fill vectors, got " + std::to_string(M);
   if (C > 64) return "pays up to 64 channels to sum over, got " + std::to_string(C);
   if (s.layout == Layout::nhwc && pixels < 36) return "pays from 36 pixels an image on, got " + std::to_string(pixels);
@@ -139,8 +151,8 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   const int64_t C = gradient ? s.oc_per_group() : s.ic_per_group();
   const int64_t M = gradient ? s.ic_per_group() : s.oc_per_group();
   const int64_t terms = C * s.KH * s.KW, pixels = s.OH * s.OW;
-  const auto slower = [](const char* where, int64_t got) {
-    return "is slower than implicit_gemm " + std::string(where) + ", got " + std::to_string(got);
+  const auto slower = [](const std::string& where, int64_t got) {
+    return "is slower than implicit_gemm " + where + ", got " + std::to_string(got);
   };
   // A window of one pixel is a plain matrix product: regr.67797 bwd_weight 0.57, mbv2.pw bwd_input 0.87 and 0.99. So is
   // one that no other overlaps: ConvNeXt's stem, 4x4 with stride 4, fwd 0.83 in NCHW (two threads).
@@ -153,7 +165,19 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // r18.l2.down, alexnet.c2g2, segnet.7x7 and 5x5 of 32 and 64 channels fwd 1.04 to 1.4, bwd_input 1.05 to 1.7.
   const bool window = s.KH * s.KW > 1 && C <= 128 && M <= 128;
   const bool stem = weight ? terms <= 160 && pixels >= 10000 : nchw ? window : !gradient && C <= 3;
-  if (M > 24 && !stem) return slower("from 25 channels per group that could fill vectors", M);
+  // In pairs implicit_gemm wins but for a few channels that waste most of its lanes. Its time over this one's, forward:
+  // 27 terms, 8, 16 and 24 channels 1.5 to 2.0, 1.1 to 1.4, 0.9 to 1.3; 400 terms, 6 and 8 channels 1.2 to 1.4, 1.0 to
+  // 1.1; LeNet c3, 150 terms and 16 channels, 0.5 to 0.8. Weight gradient, 27 terms: 8 to 12 channels 1.3 to 2.0, 16
+  // channels 0.72 to 0.8. Input gradient, NCHW and channels_last: 6 to 16 channels 1.1 to 2.5 and 0.9 to 2.0, 24 and 32
+  // with stride 2 1.4 to 2.5 and 0.8 to 0.9, 64 0.82 and 0.64, 64 to 192 at stride 1 0.5 to 0.65; 1x1 0.55.
+  if (in_pairs(s)) {
+    const bool strided = nchw && s.SH * s.SW > 1;
+    const int64_t most = gradient ? (strided ? 32 : 16) : terms <= 40 ? (weight ? 12 : 24) : weight ? 0 : 8;
+    if (s.KH * s.KW == 1) return slower("in pairs of bfloat16 for a 1x1 kernel", C);
+    if (M > most) return slower("in pairs of bfloat16 from " + std::to_string(most + 1) + " channels on", M);
+  } else if (M > 24 && !stem) {
+    return slower("from 25 channels per group that could fill vectors", M);
+  }
   // simple_cnn c2, 7x7 outputs in channels_last: 0.7; 16 channels of 7x7: 0.4 as weight gradient, whose every sum is
   // loaded and stored once an image.
   if (weight && pixels < 196 && !(nchw && M * terms <= 288)) return slower("below 196 pixels an image", pixels);
