@@ -25,17 +25,6 @@ using panel_t = typename Panel<T>::type;
 template <class P>
 constexpr bool in_pairs = sizeof(P) == 2;
 
-// Calls f(T()) with the type of `dtype`, of those that this namespace is compiled for.
-template <class F>
-void with_storage(DType dtype, const F& f) {
-#if PYCONV_BF16
-  static_cast<void>(dtype);
-  f(bf16());
-#else
-  with_type(dtype, f);
-#endif
-}
-
 // Columns [to, to + count) of a block, side by side in the source from offset `from` on.
 struct Run {
   int64_t from, to, count;

@@ -365,21 +365,21 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 }  // namespace
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
-  with_type(s.dtype, [&](auto t) {
+  with_storage(s.dtype, [&](auto t) {
     using T = decltype(t);
     fwd(s, (const T*)x, (const T*)w, e, (T*)y);
   });
 }
 
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
-  with_type(s.dtype, [&](auto t) {
+  with_storage(s.dtype, [&](auto t) {
     using T = decltype(t);
     bwd_input(s, (const T*)dy, (const T*)w, (T*)dx);
   });
 }
 
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
-  with_type(s.dtype, [&](auto t) {
+  with_storage(s.dtype, [&](auto t) {
     using T = decltype(t);
     bwd_weight(s, (const T*)dy, (const T*)x, (T*)dw);
   });

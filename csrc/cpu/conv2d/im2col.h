@@ -22,7 +22,16 @@ PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to)
       return;
     }
   }
-  for (int64_t k = 0; k < count; k++) to[k] = from[k * step];
+  int64_t k = 0;
+  if constexpr (sizeof(T) == 2) {  // of each two, the one in the lower half; but the last has none beside it
+    constexpr int64_t L = Vec<float>::size;
+    for (; step == 2 && k + L < count; k += L) {
+      Bits two;
+      __builtin_memcpy(&two, from + 2 * k, sizeof two);
+      *reinterpret_cast<UnalignedHalves*>(to + k) = __builtin_convertvector(two, Halves);
+    }
+  }
+  for (; k < count; k++) to[k] = from[k * step];
 }
 
 // How many of `all` lines of `line` pixels to take at a time so that panels of BN pixels, the last of which may be half
