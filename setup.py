@@ -63,7 +63,7 @@ def find_nvcc() -> Path | None:
 def build_cuda(nvcc: Path, target: Path) -> None:
     """Compiles what is older than its source or any header, one nvcc per file, and links."""
     archs = os.environ.get("PYCONV_CUDA_ARCHS", "80,90,120").split(",")
-    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}/csrc"]
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}/csrc"]
     flags += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
     flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]

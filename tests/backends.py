@@ -27,7 +27,10 @@ class Kernel(str):
         return kernel
 
     def __str__(self):  # what pytest calls the test
-        return f"{self.backend}-{super().__str__()}"
+        return f"{self.backend}-{self[:]}"
+
+    def __format__(self, spec):  # what an error message calls it
+        return format(self[:], spec)
 
 
 def cuda_kernels(op):

@@ -43,7 +43,10 @@ using BatchNormBwd = int(const Place&, const NormShape&, const void* dy, const v
   LAUNCHER(IndexedPool2d, max_unpool2d_reference_bwd)        \
   LAUNCHER(BatchNormTrain, batch_norm_reference_train)       \
   LAUNCHER(BatchNormEval, batch_norm_reference_eval)         \
-  LAUNCHER(BatchNormBwd, batch_norm_reference_bwd)
+  LAUNCHER(BatchNormBwd, batch_norm_reference_bwd)           \
+  LAUNCHER(BatchNormTrain, batch_norm_welford_train)         \
+  LAUNCHER(BatchNormEval, batch_norm_welford_eval)           \
+  LAUNCHER(BatchNormBwd, batch_norm_welford_bwd)
 
 struct Library {
 #define PYCONV_FIELD(type, name) type* name;

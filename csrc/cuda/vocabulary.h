@@ -5,6 +5,7 @@
 //   shared<S>()                 the block's shared memory as one struct; the kernel is launched with sizeof(S)
 //   read(p), write(p, v)        one value of any storage type, widened to acc_t<T> and rounded once
 //   read4(p), write4(p, v)      four floats at once; p is aligned to 16 bytes
+//   read_pack<V>(p), write_pack(p, pack)   V neighbours at once, as Pack<T, V>{v[V]}; p is aligned to them
 //   copy_async<bytes>(to, from, wanted)   global to shared memory, later; zeros where not wanted, and nothing is read then
 //   copy_async_commit()         closes a group of copies
 //   copy_async_wait<n>()        all but the newest n groups of this thread are there
@@ -44,6 +45,19 @@ PYCONV_DEVICE void write(f16* p, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(
 
 PYCONV_DEVICE float4 read4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 PYCONV_DEVICE void write4(float* p, const float4& v) { *reinterpret_cast<float4*>(p) = v; }
+
+template <class T, int V>
+struct alignas(V * sizeof(T)) Pack {
+  T v[V];
+};
+template <int V, class T>
+PYCONV_DEVICE Pack<T, V> read_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, V>*>(p);
+}
+template <class T, int V>
+PYCONV_DEVICE void write_pack(T* p, const Pack<T, V>& pack) {
+  *reinterpret_cast<Pack<T, V>*>(p) = pack;
+}
 
 template <int bytes>
 PYCONV_DEVICE void copy_async(void* to, const void* from, bool wanted) {

@@ -122,6 +122,21 @@ PYCONV_DEVICE void write4(float* p, const float4& v, PYCONV_PLACE) {
   *reinterpret_cast<Vector4*>(p) = Vector4{v.x, v.y, v.z, v.w};
 }
 
+template <class T, int V>
+struct alignas(V * sizeof(T)) Pack {
+  T v[V];
+};
+template <int V, class T>
+PYCONV_DEVICE Pack<T, V> read_pack(const T* p, PYCONV_PLACE) {
+  emulator::require_aligned(p, sizeof(Pack<T, V>), place);
+  return *reinterpret_cast<const Pack<T, V>*>(p);
+}
+template <class T, int V>
+PYCONV_DEVICE void write_pack(T* p, const Pack<T, V>& pack, PYCONV_PLACE) {
+  emulator::require_aligned(p, sizeof pack, place);
+  *reinterpret_cast<Pack<T, V>*>(p) = pack;
+}
+
 template <int bytes>
 PYCONV_DEVICE void copy_async(void* to, const void* from, bool wanted, PYCONV_PLACE) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async copies 4, 8 or 16 bytes");

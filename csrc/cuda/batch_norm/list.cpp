@@ -1,5 +1,6 @@
 // Which batch norm runs on CUDA, and why: fastest first, the first kernel that does not refuse.
 #include "cuda/batch_norm/batch_norm.h"
+#include "cuda/batch_norm/parts.h"
 #include "cuda/run.h"
 
 namespace pyconv::cuda::batch_norm {
@@ -15,10 +16,20 @@ struct Kernel {
   int64_t (*workspace)(const NormShape&, Pass) = nullptr;
 };
 
+std::string welford_why_not(const NormShape& s, Pass, Ask) {
+  if (s.dtype == DType::f64) return "needs float32, bfloat16 or float16, got float64";
+  const int64_t values = s.C * s.per_channel();
+  if (values >= int64_t(1) << 31) return "needs fewer than 2^31 values, got " + std::to_string(values);
+  return "";
+}
+
+int64_t welford_workspace(const NormShape& s, Pass) { return workspace_of(s); }
+
 std::string reference_why_not(const NormShape&, Pass, Ask) { return ""; }
 
 // clang-format off
 constexpr Kernel list[] = {
+    {"welford",   "csrc/cuda/batch_norm/welford.cu",   welford_why_not,   &Library::batch_norm_welford_train,   &Library::batch_norm_welford_eval,   &Library::batch_norm_welford_bwd, welford_workspace},
     {"reference", "csrc/cuda/batch_norm/reference.cu", reference_why_not, &Library::batch_norm_reference_train, &Library::batch_norm_reference_eval, &Library::batch_norm_reference_bwd},
 };
 // clang-format on

@@ -1,0 +1,310 @@
+// batch_norm on CUDA / welford.
+// Computes  train  mean and M2 = sum (x - mean)^2 of every channel in one pass, then y = (x - mean) * r * weight + bias
+//           bwd    dbias = sum dy,  dweight = sum dy * xhat  in one pass, then dx; the formulas are in reference.cu
+// Shapes    x, y, dy, dx (N,C,H,W) dense in NCHW or channels_last;  all others (C,)
+// Tiling    sums, NCHW: a block has a channel and a part of its values, V neighbours at a time;  channels_last: 32*V channels
+//           and a part of the pixels, a lane V neighbouring channels. Lanes, then warps, then parts are merged in a fixed
+//           order. The rest: a thread has V neighbours in memory
+// Cost      train and its backward read their operands twice; V values per load; one division per value in train
+// Limits    float32, bfloat16, float16, fewer than 2^31 values. Values are taken less the channel's first, so that a mean
+//           that is large beside the deviation costs no digits
+// Source    Welford, Technometrics 4(3), 1962; merging: Chan, Golub and LeVeque, The American Statistician 37(3), 1983
+#include "cuda/batch_norm/parts.h"
+#include "cuda/library.h"
+#include "cuda/vocabulary.h"
+
+namespace pyconv::cuda {
+namespace {
+
+constexpr int threads = 256, warps = threads / 32;
+
+// Count, mean and sum of squared deviations.
+struct Moments {
+  float n = 0, mean = 0, m2 = 0;
+
+  PYCONV_DEVICE void add(float v) {
+    n += 1;
+    const float deviation = v - mean;
+    mean += deviation / n;
+    m2 += deviation * (v - mean);
+  }
+  PYCONV_DEVICE void merge(const Moments& o) {
+    if (o.n == 0) return;
+    const float all = n + o.n, deviation = o.mean - mean;
+    mean += deviation * (o.n / all);
+    m2 += o.m2 + deviation * deviation * (n * (o.n / all));
+    n = all;
+  }
+  PYCONV_DEVICE Moments from_lane_beyond(int delta) const {
+    return {__shfl_down_sync(~0u, n, delta), __shfl_down_sync(~0u, mean, delta), __shfl_down_sync(~0u, m2, delta)};
+  }
+};
+
+struct Sums {
+  float dy = 0, dy_xhat = 0;
+
+  PYCONV_DEVICE void merge(const Sums& o) {
+    dy += o.dy;
+    dy_xhat += o.dy_xhat;
+  }
+  PYCONV_DEVICE Sums from_lane_beyond(int delta) const {
+    return {__shfl_down_sync(~0u, dy, delta), __shfl_down_sync(~0u, dy_xhat, delta)};
+  }
+};
+
+PYCONV_DEVICE float inverse_deviation(float var, double eps) { return 1 / sqrtf(var + float(eps)); }
+
+// The offset of the first value of channel c: all of them are taken less this one.
+PYCONV_DEVICE int first_of(const NormShape& s, int c) { return s.layout == Layout::nchw ? c * int(s.H * s.W) : c; }
+
+// What the two sums over a channel read and add: V values at an offset, all of `state`'s channel, or one for each of V.
+template <class T, int V>
+struct Training {
+  using State = Moments;
+  const T* x;
+
+  struct Channel {
+    float first;
+  };
+  PYCONV_DEVICE Channel channel(const NormShape& s, int c) const { return {read(&x[first_of(s, c)])}; }
+  template <int states>
+  PYCONV_DEVICE void add(Moments (&state)[states], const Channel (&c)[states], int offset) const {
+    const Pack<T, V> values = read_pack<V>(&x[offset]);
+#pragma unroll
+    for (int i = 0; i < V; i++) state[i % states].add(read(&values.v[i]) - c[i % states].first);
+  }
+};
+
+template <class T, int V>
+struct Backward {
+  using State = Sums;
+  const T *dy, *x;
+  const float *mean, *var;
+
+  struct Channel {
+    float mean, r;
+  };
+  PYCONV_DEVICE Channel channel(const NormShape& s, int c) const { return {mean[c], inverse_deviation(var[c], s.eps)}; }
+  template <int states>
+  PYCONV_DEVICE void add(Sums (&state)[states], const Channel (&c)[states], int offset) const {
+    const Pack<T, V> values = read_pack<V>(&x[offset]), gradients = read_pack<V>(&dy[offset]);
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+      const float g = read(&gradients.v[i]);
+      state[i % states].dy += g;
+      state[i % states].dy_xhat += g * ((read(&values.v[i]) - c[i % states].mean) * c[i % states].r);
+    }
+  }
+};
+
+// NCHW: one channel's values, `part` of them, into partial[part][c].
+template <class Pass, int V>
+__global__ void __launch_bounds__(threads) sum_planes(NormShape s, Pass pass, typename Pass::State* partial) {
+  using State = typename Pass::State;
+  struct Shared {
+    State warp[warps];
+  };
+  auto& shared = cuda::shared<Shared>();
+  const int c = blockIdx.x, part = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const unsigned plane = unsigned(s.H * s.W) / V, packs = unsigned(s.N) * plane;
+  const unsigned length = (packs + gridDim.y - 1) / gridDim.y, begin = part * length;
+  const unsigned end = begin + length < packs ? begin + length : packs;
+  const typename Pass::Channel channel[1] = {pass.channel(s, c)};
+  State mine[1];
+  for (unsigned i = begin + threadIdx.x; i < end; i += threads) {
+    pass.add(mine, channel, int(((i / plane) * unsigned(s.C) + c) * plane + i % plane) * V);
+  }
+  for (int delta = 16; delta > 0; delta /= 2) mine[0].merge(mine[0].from_lane_beyond(delta));
+  if (lane == 0) shared.warp[warp] = mine[0];
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < warps; w++) mine[0].merge(shared.warp[w]);
+  partial[part * int(s.C) + c] = mine[0];
+}
+
+// channels_last: 32*V channels of `part` of the pixels, into partial[part][c].
+template <class Pass, int V>
+__global__ void __launch_bounds__(threads) sum_pixels(NormShape s, Pass pass, typename Pass::State* partial) {
+  using State = typename Pass::State;
+  struct Shared {
+    State warp[warps][V][32];
+  };
+  auto& shared = cuda::shared<Shared>();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = blockIdx.y;
+  const int c = (blockIdx.x * 32 + lane) * V, C = int(s.C), pixels = int(s.per_channel());
+  const int length = (pixels + gridDim.y - 1) / gridDim.y, begin = part * length;
+  const int end = begin + length < pixels ? begin + length : pixels;
+  typename Pass::Channel channel[V];
+  State mine[V];
+  if (c < C) {
+#pragma unroll
+    for (int i = 0; i < V; i++) channel[i] = pass.channel(s, c + i);
+    for (int p = begin + warp; p < end; p += warps) pass.add(mine, channel, p * C + c);
+  }
+#pragma unroll
+  for (int i = 0; i < V; i++) shared.warp[warp][i][lane] = mine[i];
+  __syncthreads();
+  if (warp != 0 || c >= C) return;
+#pragma unroll
+  for (int i = 0; i < V; i++) {
+    for (int w = 1; w < warps; w++) mine[i].merge(shared.warp[w][i][lane]);
+    partial[part * C + c + i] = mine[i];
+  }
+}
+
+// The moments of a channel, from those of its parts in their order; `shift` is what its values were taken less.
+__global__ void __launch_bounds__(threads)
+    finish_moments(const Moments* partial, int parts, int C, float* shift, float* rest, float* mean, float* var) {
+  const int c = blockIdx.x * threads + threadIdx.x;
+  if (c >= C) return;
+  Moments all;
+  for (int p = 0; p < parts; p++) all.merge(partial[p * C + c]);
+  rest[c] = all.mean;
+  mean[c] = shift[c] + all.mean;
+  var[c] = all.n > 0 ? all.m2 / all.n : 0;
+}
+
+__global__ void __launch_bounds__(threads)
+    finish_sums(const Sums* partial, int parts, int C, float* dweight, float* dbias) {
+  const int c = blockIdx.x * threads + threadIdx.x;
+  if (c >= C) return;
+  Sums all;
+  for (int p = 0; p < parts; p++) all.merge(partial[p * C + c]);
+  dbias[c] = all.dy;
+  dweight[c] = all.dy_xhat;
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads) take_first(NormShape s, const T* x, float* shift) {
+  const int c = blockIdx.x * threads + threadIdx.x;
+  if (c < s.C) shift[c] = s.per_channel() > 0 ? read(&x[first_of(s, c)]) : 0;
+}
+
+PYCONV_DEVICE int channel_of(const NormShape& s, unsigned i) {
+  return int(s.layout == Layout::nchw ? i / unsigned(s.H * s.W) % unsigned(s.C) : i % unsigned(s.C));
+}
+
+// y = ((x - shift) - rest) * r * weight + bias; shift + rest is the mean, to more digits than it has. rest may be null.
+template <class T, int V>
+__global__ void __launch_bounds__(threads) normalise(NormShape s, const T* x, const float* shift, const float* rest,
+                                                     const float* var, const float* weight, const float* bias, T* y) {
+  const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
+  if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
+  const Pack<T, V> values = read_pack<V>(&x[i]);
+  Pack<T, V> out;
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    const int c = channel_of(s, i + j);
+    const float scale = inverse_deviation(var[c], s.eps) * (weight ? weight[c] : 1);
+    const float centred = read(&values.v[j]) - shift[c] - (rest ? rest[c] : 0);
+    write(&out.v[j], fmaf(centred, scale, bias ? bias[c] : 0));
+  }
+  write_pack(&y[i], out);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(threads)
+    input_gradient(NormShape s, const T* dy, const T* x, const float* mean, const float* var, const float* weight,
+                   const float* dweight, const float* dbias, T* dx) {
+  const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
+  if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
+  const Pack<T, V> values = read_pack<V>(&x[i]), gradients = read_pack<V>(&dy[i]);
+  const float share = s.training ? 1 / float(s.per_channel()) : 0;
+  Pack<T, V> out;
+#pragma unroll
+  for (int j = 0; j < V; j++) {
+    const int c = channel_of(s, i + j);
+    const float r = inverse_deviation(var[c], s.eps), xhat = (read(&values.v[j]) - mean[c]) * r;
+    const float g = read(&gradients.v[j]) - dbias[c] * share - xhat * (dweight[c] * share);
+    write(&out.v[j], g * (r * (weight ? weight[c] : 1)));
+  }
+  write_pack(&dx[i], out);
+}
+
+// ------------------------------------------------------------------------------------------------------------ launchers
+
+int launch_blocks(const Place& at, int64_t count, const auto& kernel, const auto&... arguments) {
+  if (count == 0) return 0;
+  return launch(kernel, dim3{unsigned(divide_up(count, threads)), 1, 1}, dim3{threads, 1, 1}, 0, at.stream,
+                arguments...);
+}
+
+template <class Pass, int V>
+int launch_sums(const Place& at, const NormShape& s, const Pass& pass, void* partial) {
+  using State = typename Pass::State;
+  const unsigned parts = unsigned(batch_norm::parts_of(s));
+  State* states = static_cast<State*>(partial);
+  if (s.layout == Layout::nchw) {
+    return launch(sum_planes<Pass, V>, dim3{unsigned(s.C), parts, 1}, dim3{threads, 1, 1}, warps * sizeof(State),
+                  at.stream, s, pass, states);
+  }
+  return launch(sum_pixels<Pass, V>, dim3{unsigned(divide_up(s.C, 32 * V)), parts, 1}, dim3{threads, 1, 1},
+                warps * V * 32 * sizeof(State), at.stream, s, pass, states);
+}
+
+// f(T(), V) with the storage type and four values at a time where memory allows it, else one.
+template <class F>
+int with_packs(const NormShape& s, std::initializer_list<const void*> operands, const F& f) {
+  bool fours = (s.layout == Layout::nchw ? s.H * s.W : s.C) % 4 == 0;
+  for (const void* p : operands) fours = fours && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  const auto call = [&](auto type) {
+    return fours ? f(type, std::integral_constant<int, 4>()) : f(type, std::integral_constant<int, 1>());
+  };
+  return s.dtype == DType::f32 ? call(float()) : s.dtype == DType::bf16 ? call(bf16()) : call(f16());
+}
+
+const float* floats(const void* p) { return static_cast<const float*>(p); }
+
+}  // namespace
+
+int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, const void* x, const Affine& p, void* y,
+                                         void* mean, void* var) {
+  const int C = int(s.C), parts = int(batch_norm::parts_of(s));
+  float* shift = static_cast<float*>(at.workspace);
+  float* rest = shift + C;
+  Moments* partial = reinterpret_cast<Moments*>(rest + C);
+  return with_packs(s, {x, y}, [&](auto type, auto pack) {
+    using T = decltype(type);
+    constexpr int V = decltype(pack)::value;
+    const T* in = static_cast<const T*>(x);
+    int error = launch_blocks(at, C, take_first<T>, s, in, shift);
+    if (!error) error = launch_sums<Training<T, V>, V>(at, s, {in}, partial);
+    if (!error) {
+      error = launch_blocks(at, C, finish_moments, partial, parts, C, shift, rest, static_cast<float*>(mean),
+                            static_cast<float*>(var));
+    }
+    if (error) return error;
+    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, in, shift, rest, floats(var),
+                         floats(p.weight), floats(p.bias), static_cast<T*>(y));
+  });
+}
+
+int pyconv_cuda_batch_norm_welford_eval(const Place& at, const NormShape& s, const void* x, const Statistics& given,
+                                        const Affine& p, void* y) {
+  return with_packs(s, {x, y}, [&](auto type, auto pack) {
+    using T = decltype(type);
+    constexpr int V = decltype(pack)::value;
+    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, static_cast<const T*>(x),
+                         floats(given.mean), nullptr, floats(given.var), floats(p.weight), floats(p.bias),
+                         static_cast<T*>(y));
+  });
+}
+
+int pyconv_cuda_batch_norm_welford_bwd(const Place& at, const NormShape& s, const void* dy, const void* x,
+                                       const Statistics& given, const void* weight, const Gradients& out) {
+  const int C = int(s.C), parts = int(batch_norm::parts_of(s));
+  Sums* partial = static_cast<Sums*>(at.workspace);
+  float *dweight = static_cast<float*>(out.dweight), *dbias = static_cast<float*>(out.dbias);
+  return with_packs(s, {dy, x, out.dx}, [&](auto type, auto pack) {
+    using T = decltype(type);
+    constexpr int V = decltype(pack)::value;
+    const T *g = static_cast<const T*>(dy), *in = static_cast<const T*>(x);
+    int error = launch_sums<Backward<T, V>, V>(at, s, {g, in, floats(given.mean), floats(given.var)}, partial);
+    if (!error) error = launch_blocks(at, C, finish_sums, partial, parts, C, dweight, dbias);
+    if (error) return error;
+    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), input_gradient<T, V>, s, g, in, floats(given.mean),
+                         floats(given.var), floats(weight), dweight, dbias, static_cast<T*>(out.dx));
+  });
+}
+
+}  // namespace pyconv::cuda
