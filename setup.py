@@ -64,7 +64,7 @@ def build_cuda(nvcc: Path, target: Path) -> None:
     """Compiles what is older than its source or any header, one nvcc per file, and links."""
     archs = os.environ.get("PYCONV_CUDA_ARCHS", "80,90,120").split(",")
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}/csrc"]
-    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
+    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-Xptxas=-v"]
     flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     flags += [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     folder = ROOT / "build" / ("cuda-" + "-".join(archs))
@@ -77,7 +77,13 @@ def build_cuda(nvcc: Path, target: Path) -> None:
         if not result.exists() or result.stat().st_mtime < max(newest, path.stat().st_mtime):
             print(f"nvcc {source}", flush=True)
             part = result.with_suffix(".part")
-            subprocess.run([nvcc, *flags, "-c", path, "-o", part], check=True)
+            command = [nvcc, *flags, "-c", path, "-o", part]
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                sys.stderr.write(run.stderr)
+                run.check_returncode()
+            # Registers and spills of every kernel, for tests/test_cuda_build.py.
+            result.with_suffix(".ptxas").write_text(run.stderr)
             part.replace(result)
         return str(result)
 

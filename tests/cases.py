@@ -169,3 +169,19 @@ CONV2D_WINOGRAD = [
         "mb2ic3ih10iw9oc4kh3kw2sh2sw4ph0",
     )
 ]
+
+# For the tiles of the CUDA kernels: 64 and 128 channels and pixels, chunks of 8 channels, steps of 8 and 32 terms.
+CONV2D_CUDA = [
+    conv2d(text)
+    for text in (
+        "mb1ic8ih9iw7oc64kh3ph1",
+        "mb1ic16ih1iw127oc56kh1",
+        "mb2ic24ih8oc72kh3sh2ph1",
+        "mb1ic40ih13iw10oc8kh3ph2dh2",  # 130 pixels, and 360 terms
+        "mb2ic32ih6oc48kh3ph1g2",
+        "mb1ic72ih3iw43oc136kh1kw2",
+        "mb1ic8ih11oc16kh5kw2sh3sw2ph3pw1",
+        "mb3ic16ih16oc8kh3ph1",  # 768 pixels: the weight gradient in parts
+        "mb0ic8ih8oc8kh3ph1",
+    )
+]

@@ -10,7 +10,7 @@ import pyconv.data
 import pyconv.reference
 from pyconv import _native, ops
 from tests.backends import cuda_kernels
-from tests.cases import CONV2D, conv2d, fits_winograd
+from tests.cases import CONV2D, CONV2D_CUDA, conv2d, fits_winograd
 from tests.helpers import (
     DTYPES,
     LAYOUTS,
@@ -74,6 +74,14 @@ def check_against_float64(case, dtype, layout, algorithm):
 @pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
 @pytest.mark.parametrize("case", CONV2D, **ids)
 def test_values_and_gradients(case, algorithm, dtype, layout):
+    check_against_float64(case, dtype, layout, algorithm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, **ids)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@pytest.mark.parametrize("algorithm", cuda_kernels("conv2d"), **ids)
+@pytest.mark.parametrize("case", CONV2D_CUDA, **ids)
+def test_around_the_tiles_of_cuda_kernels(case, algorithm, dtype, layout):
     check_against_float64(case, dtype, layout, algorithm)
 
 

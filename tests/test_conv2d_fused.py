@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyconv import ShapeError, _native, ops, reference
 from tests.backends import cuda_kernels
-from tests.cases import CONV2D, CONV2D_WINOGRAD, conv2d, fits_winograd
+from tests.cases import CONV2D, CONV2D_CUDA, CONV2D_WINOGRAD, conv2d, fits_winograd
 from tests.helpers import (
     DTYPES,
     LAYOUTS,
@@ -20,7 +20,6 @@ from tests.helpers import (
 )
 
 ALGORITHMS = _native.lib.algorithms["conv2d"] if _native.lib else ["reference"]
-EVERYWHERE = [*ALGORITHMS, *cuda_kernels("conv2d")]
 ids = {"ids": str}
 CASE = conv2d("ic16ih9oc17kh3ph1")
 
@@ -60,10 +59,19 @@ def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True):
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-@pytest.mark.parametrize("algorithm", EVERYWHERE, **ids)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("case", CONV2D + CONV2D_WINOGRAD, **ids)
 def test_every_kernel(case, algorithm, dtype, layout):
     check_against_float64(case, dtype, layout, algorithm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, **ids)
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("algorithm", cuda_kernels("conv2d"), **ids)
+@pytest.mark.parametrize("case", CONV2D_CUDA + CONV2D[::8], **ids)
+def test_every_cuda_kernel(case, algorithm, add, dtype, layout):
+    check_against_float64(case, dtype, layout, algorithm, relu=add, add=add)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)

@@ -247,6 +247,29 @@ def test_what_runs_inside_and_outside():
         pass
 
 
+# Sectors of global memory and passes over shared memory that each kernel needs, over the fewest that could
+# move its bytes; recorded from a case of whole tiles. Losing one is a regression.
+RECORDED = [
+    ("implicit_gemm", torch.float32, LAYOUTS[0], 1.265, 1.04),
+    ("implicit_gemm", torch.float32, LAYOUTS[1], 1.0, 1.06),
+    ("tensor_cores", torch.bfloat16, LAYOUTS[1], 1.0, 1.03),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "dtype", "layout", "most_global", "most_shared"), RECORDED)
+def test_traffic_is_as_recorded(algorithm, dtype, layout, most_global, most_shared):
+    case = conv2d("mb2ic64ih8oc64kh3ph1")
+    x, w = (random(*size, dtype=dtype, layout=layout, grad=True) for size in (case.x, case.w))
+    with pyconv.cuda_emulator(check=True) as report:
+        y = ops.conv2d(x, w, padding=1, algorithm=algorithm)
+        y.backward(random(*y.shape, dtype=dtype, layout=layout))
+    assert report.errors == []
+    for memory, most in (("global", most_global), ("shared", most_shared)):
+        rows = [t for t in report.traffic if t.memory == memory]
+        excess = sum(t.cost for t in rows) / sum(t.least for t in rows)
+        assert excess <= most, f"{memory}: {excess:.3f}\n{report}"
+
+
 def test_packed_weights_are_left_aside():
     x, w = random(1, 16, 8, 8), random(16, 16, 3, 3)
     with pyconv.cuda_emulator():

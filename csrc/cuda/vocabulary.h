@@ -9,10 +9,14 @@
 //   copy_async<bytes>(to, from, wanted)   global to shared memory, later; zeros where not wanted, and nothing is read then
 //   copy_async_commit()         closes a group of copies
 //   copy_async_wait<n>()        all but the newest n groups of this thread are there
+//   load_matrices<transposed>(d, row)     four 8 x 8 matrices of 16-bit values from shared memory, a row from each lane
+//   multiply_add(T(), d, a, b)  D += A * B on the tensor cores: 16 x 8 += 16 x 16 * 16 x 8 of bf16 or f16, sums in float
 //   launch(kernel, grid, block, shared_bytes, stream, arguments...)       0, or the error's number
 //   error_text(number)          that error in words
 // and of CUDA: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, shuffles and ballots.
 #pragma once
+#include <type_traits>
+
 #include "common/shape.h"
 
 #if !defined(__CUDACC__)
@@ -50,13 +54,23 @@ template <class T, int V>
 struct alignas(V * sizeof(T)) Pack {
   T v[V];
 };
+// One access of so many bytes, which the compiler does not take apart.
+template <int bytes>
+using Bits =
+    std::conditional_t<bytes == 16, uint4,
+                       std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
 template <int V, class T>
 PYCONV_DEVICE Pack<T, V> read_pack(const T* p) {
-  return *reinterpret_cast<const Pack<T, V>*>(p);
+  const auto bits = *reinterpret_cast<const Bits<V * sizeof(T)>*>(p);
+  Pack<T, V> pack;
+  memcpy(&pack, &bits, sizeof pack);
+  return pack;
 }
 template <class T, int V>
 PYCONV_DEVICE void write_pack(T* p, const Pack<T, V>& pack) {
-  *reinterpret_cast<Pack<T, V>*>(p) = pack;
+  Bits<V * sizeof(T)> bits;
+  memcpy(&bits, &pack, sizeof bits);
+  *reinterpret_cast<Bits<V * sizeof(T)>*>(p) = bits;
 }
 
 template <int bytes>
@@ -76,6 +90,35 @@ template <int newest>
 PYCONV_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
 }
+
+template <bool transposed>
+PYCONV_DEVICE void load_matrices(uint32_t (&d)[4], const void* row) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+#define PYCONV_MMA(type)                                                              \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+PYCONV_DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  PYCONV_MMA("bf16");
+}
+PYCONV_DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  PYCONV_MMA("f16");
+}
+#undef PYCONV_MMA
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,

@@ -85,11 +85,8 @@ void for_lanes(uint32_t mask, const Body& body) {
   for (; mask; mask &= mask - 1) body(std::countr_zero(mask));
 }
 
-// One element of a fragment: 16 bits, or a float whose low 13 bits the tensor core does not read.
 float element(Fragment type, uint32_t bits) {
-  if (type == Fragment::bf16) return widen(bf16{uint16_t(bits)});
-  if (type == Fragment::f16) return widen(f16{uint16_t(bits)});
-  return float_from_bits(bits & ~0x1fffu);
+  return type == Fragment::bf16 ? widen(bf16{uint16_t(bits)}) : widen(f16{uint16_t(bits)});
 }
 
 struct MmaIn {
@@ -97,10 +94,9 @@ struct MmaIn {
   float c[4];
 };
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16" and "m16n8k8": with g = lane / 4 and t = lane % 4,
-//   16 bits  A register r: row g + 8*(r&1), columns 2t and 2t+1, + 8*(r>>1);  B: rows 2t and 2t+1, + 8*r, column g
-//   tf32     A register r: row g + 8*(r&1), column t + 4*(r>>1);              B: row t + 4*r, column g
-//   C and D  register r: row g + 8*(r>>1), column 2t + (r&1)
+// PTX ISA, "Matrix fragments for mma.m16n8k16": with g = lane / 4 and t = lane % 4,
+//   A register r: row g + 8*(r&1), columns 2t and 2t+1, + 8*(r>>1);  B: rows 2t and 2t+1, + 8*r, column g
+//   C and D register r: row g + 8*(r>>1), column 2t + (r&1)
 struct Matrices {
   float a[16][16], b[16][8], c[16][8];
 };
@@ -108,20 +104,11 @@ struct Matrices {
 void gather(Matrices& m, Fragment type, int lane, const MmaIn& in) {
   const int g = lane >> 2, t = lane & 3;
   for (int r = 0; r < 4; r++) {
-    const int row = g + 8 * (r & 1), half = r >> 1;
-    if (type == Fragment::tf32) {
-      m.a[row][t + 4 * half] = element(type, in.a[r]);
-    } else {
-      for (int h = 0; h < 2; h++) m.a[row][2 * t + h + 8 * half] = element(type, in.a[r] >> (16 * h));
-    }
-    m.c[g + 8 * half][2 * t + (r & 1)] = in.c[r];
+    for (int h = 0; h < 2; h++) m.a[g + 8 * (r & 1)][2 * t + h + 8 * (r >> 1)] = element(type, in.a[r] >> (16 * h));
+    m.c[g + 8 * (r >> 1)][2 * t + (r & 1)] = in.c[r];
   }
   for (int r = 0; r < 2; r++) {
-    if (type == Fragment::tf32) {
-      m.b[t + 4 * r][g] = element(type, in.b[r]);
-    } else {
-      for (int h = 0; h < 2; h++) m.b[2 * t + h + 8 * r][g] = element(type, in.b[r] >> (16 * h));
-    }
+    for (int h = 0; h < 2; h++) m.b[2 * t + h + 8 * r][g] = element(type, in.b[r] >> (16 * h));
   }
 }
 
@@ -192,9 +179,8 @@ void mma(Fragment type, float* d, const uint32_t* a, const uint32_t* b, std::sou
   if (m.last) {
     Matrices x;
     for (int l = 0; l < lanes; l++) gather(x, type, l, in_of<MmaIn>(*m.last, l));
-    const int K = type == Fragment::tf32 ? 8 : 16;
     for (int row = 0; row < 16; row++) {
-      for (int k = 0; k < K; k++) {
+      for (int k = 0; k < 16; k++) {
         for (int column = 0; column < 8; column++) x.c[row][column] += x.a[row][k] * x.b[k][column];
       }
     }

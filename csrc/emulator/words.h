@@ -36,7 +36,7 @@ void sync_warp(uint32_t mask, std::source_location place);
 enum class Shuffle { from, up, down, exclusive_or };
 uint64_t shuffle(Shuffle kind, uint32_t mask, uint64_t value, int lane, std::source_location place);
 uint32_t ballot(uint32_t mask, int predicate, std::source_location place);
-enum class Fragment { bf16, f16, tf32 };
+enum class Fragment { bf16, f16 };
 void mma(Fragment type, float* d, const uint32_t* a, const uint32_t* b, std::source_location place);
 void load_matrices(uint32_t* d, bool transposed, const void* row, std::source_location place);
 void copy_async(void* to, const void* from, int bytes, bool wanted, std::source_location place);
@@ -126,15 +126,41 @@ template <class T, int V>
 struct alignas(V * sizeof(T)) Pack {
   T v[V];
 };
+// One access of so many bytes, which the compiler does not take apart.
+template <size_t bytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  typedef uint16_t type __attribute__((may_alias));
+};
+template <>
+struct Bits<4> {
+  typedef uint32_t type __attribute__((may_alias));
+};
+template <>
+struct Bits<8> {
+  typedef uint64_t type __attribute__((may_alias));
+};
+template <>
+struct Bits<16> {
+  typedef float type __attribute__((vector_size(16), may_alias));
+};
 template <int V, class T>
 PYCONV_DEVICE Pack<T, V> read_pack(const T* p, PYCONV_PLACE) {
   emulator::require_aligned(p, sizeof(Pack<T, V>), place);
-  return *reinterpret_cast<const Pack<T, V>*>(p);
+  using Type = typename Bits<V * sizeof(T)>::type;
+  const Type bits = *reinterpret_cast<const Type*>(p);
+  static_assert(sizeof bits == sizeof(Pack<T, V>), "all of it");
+  Pack<T, V> pack;
+  std::memcpy(&pack, &bits, sizeof pack);
+  return pack;
 }
 template <class T, int V>
 PYCONV_DEVICE void write_pack(T* p, const Pack<T, V>& pack, PYCONV_PLACE) {
   emulator::require_aligned(p, sizeof pack, place);
-  *reinterpret_cast<Pack<T, V>*>(p) = pack;
+  typename Bits<V * sizeof(T)>::type bits;
+  std::memcpy(&bits, &pack, sizeof bits);
+  *reinterpret_cast<typename Bits<V * sizeof(T)>::type*>(p) = bits;
 }
 
 template <int bytes>
@@ -146,6 +172,17 @@ inline void copy_async_commit() { emulator::copy_async_commit(); }
 template <int newest>
 void copy_async_wait() {
   emulator::copy_async_wait(newest);
+}
+
+template <bool transposed>
+PYCONV_DEVICE void load_matrices(uint32_t (&d)[4], const void* row, PYCONV_PLACE) {
+  emulator::load_matrices(d, transposed, row, place);
+}
+inline void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PYCONV_PLACE) {
+  emulator::mma(emulator::Fragment::bf16, d, a, b, place);
+}
+inline void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PYCONV_PLACE) {
+  emulator::mma(emulator::Fragment::f16, d, a, b, place);
 }
 
 inline const char* error_text(int) { return emulator::failure_text(); }

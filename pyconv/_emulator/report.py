@@ -125,7 +125,7 @@ def _ask_addr2line(path: Path, sites: list[int]) -> dict[int, str]:
             site = int(text, 16) + 1
             continue
         line = text.split(" (")[0]
-        vocabulary = "/emulator/" in line or "/include/" in line or line.startswith("??")
+        vocabulary = any(f in line for f in ("/emulator/", "/csrc/common/", "/include/", "??"))
         if site not in places or (places[site].startswith("?") and not vocabulary):
             places[site] = "?" + line if vocabulary else _short(line)
     return {site: _short(place.lstrip("?")) for site, place in places.items()}

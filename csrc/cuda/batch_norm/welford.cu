@@ -180,8 +180,15 @@ __global__ void __launch_bounds__(threads) take_first(NormShape s, const T* x, f
   if (c < s.C) shift[c] = s.per_channel() > 0 ? read(&x[first_of(s, c)]) : 0;
 }
 
-PYCONV_DEVICE int channel_of(const NormShape& s, unsigned i) {
-  return int(s.layout == Layout::nchw ? i / unsigned(s.H * s.W) % unsigned(s.C) : i % unsigned(s.C));
+// What V neighbouring values have of `p`, one value per channel: one channel's in NCHW, else those of V channels.
+template <int V>
+PYCONV_DEVICE Pack<float, V> of_channels(const NormShape& s, const float* p, unsigned i, float absent) {
+  if (p && s.layout == Layout::nhwc) return read_pack<V>(&p[i % unsigned(s.C)]);
+  const float value = p ? p[i / unsigned(s.H * s.W) % unsigned(s.C)] : absent;
+  Pack<float, V> all;
+#pragma unroll
+  for (int j = 0; j < V; j++) all.v[j] = value;
+  return all;
 }
 
 // y = ((x - shift) - rest) * r * weight + bias; shift + rest is the mean, to more digits than it has. rest may be null.
@@ -190,14 +197,15 @@ __global__ void __launch_bounds__(threads) normalise(NormShape s, const T* x, co
                                                      const float* var, const float* weight, const float* bias, T* y) {
   const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
   if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
+  const auto first = of_channels<V>(s, shift, i, 0), more = of_channels<V>(s, rest, i, 0);
+  const auto variance = of_channels<V>(s, var, i, 0);
+  const auto factor = of_channels<V>(s, weight, i, 1), offset = of_channels<V>(s, bias, i, 0);
   const Pack<T, V> values = read_pack<V>(&x[i]);
   Pack<T, V> out;
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    const int c = channel_of(s, i + j);
-    const float scale = inverse_deviation(var[c], s.eps) * (weight ? weight[c] : 1);
-    const float centred = read(&values.v[j]) - shift[c] - (rest ? rest[c] : 0);
-    write(&out.v[j], fmaf(centred, scale, bias ? bias[c] : 0));
+    const float scale = inverse_deviation(variance.v[j], s.eps) * factor.v[j];
+    write(&out.v[j], fmaf(read(&values.v[j]) - first.v[j] - more.v[j], scale, offset.v[j]));
   }
   write_pack(&y[i], out);
 }
@@ -208,15 +216,17 @@ __global__ void __launch_bounds__(threads)
                    const float* dweight, const float* dbias, T* dx) {
   const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
   if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
+  const auto average = of_channels<V>(s, mean, i, 0), variance = of_channels<V>(s, var, i, 0);
+  const auto factor = of_channels<V>(s, weight, i, 1);
+  const auto through_var = of_channels<V>(s, dweight, i, 0), through_mean = of_channels<V>(s, dbias, i, 0);
   const Pack<T, V> values = read_pack<V>(&x[i]), gradients = read_pack<V>(&dy[i]);
   const float share = s.training ? 1 / float(s.per_channel()) : 0;
   Pack<T, V> out;
 #pragma unroll
   for (int j = 0; j < V; j++) {
-    const int c = channel_of(s, i + j);
-    const float r = inverse_deviation(var[c], s.eps), xhat = (read(&values.v[j]) - mean[c]) * r;
-    const float g = read(&gradients.v[j]) - dbias[c] * share - xhat * (dweight[c] * share);
-    write(&out.v[j], g * (r * (weight ? weight[c] : 1)));
+    const float r = inverse_deviation(variance.v[j], s.eps), xhat = (read(&values.v[j]) - average.v[j]) * r;
+    const float g = read(&gradients.v[j]) - through_mean.v[j] * share - xhat * (through_var.v[j] * share);
+    write(&out.v[j], g * (r * factor.v[j]));
   }
   write_pack(&dx[i], out);
 }
@@ -263,7 +273,7 @@ int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, co
   float* shift = static_cast<float*>(at.workspace);
   float* rest = shift + C;
   Moments* partial = reinterpret_cast<Moments*>(rest + C);
-  return with_packs(s, {x, y}, [&](auto type, auto pack) {
+  return with_packs(s, {x, y, p.weight, p.bias, var, shift, rest}, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     const T* in = static_cast<const T*>(x);
@@ -281,7 +291,7 @@ int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, co
 
 int pyconv_cuda_batch_norm_welford_eval(const Place& at, const NormShape& s, const void* x, const Statistics& given,
                                         const Affine& p, void* y) {
-  return with_packs(s, {x, y}, [&](auto type, auto pack) {
+  return with_packs(s, {x, y, p.weight, p.bias, given.mean, given.var}, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, static_cast<const T*>(x),
@@ -295,7 +305,7 @@ int pyconv_cuda_batch_norm_welford_bwd(const Place& at, const NormShape& s, cons
   const int C = int(s.C), parts = int(batch_norm::parts_of(s));
   Sums* partial = static_cast<Sums*>(at.workspace);
   float *dweight = static_cast<float*>(out.dweight), *dbias = static_cast<float*>(out.dbias);
-  return with_packs(s, {dy, x, out.dx}, [&](auto type, auto pack) {
+  return with_packs(s, {dy, x, weight, given.mean, given.var, out.dx, dweight, dbias}, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     const T *g = static_cast<const T*>(dy), *in = static_cast<const T*>(x);

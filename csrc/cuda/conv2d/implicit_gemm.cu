@@ -8,16 +8,14 @@
 //           for every 512 FMAs of its own; no division in the main loop
 // Limits    float32, fewer than 2^31 values per tensor
 // Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3
-#include "cuda/conv2d/gemm.h"
+#include "cuda/conv2d/walk.h"
 
 #include "cuda/library.h"
-#include "cuda/vocabulary.h"
 
 namespace pyconv::cuda {
 namespace {
 
-using conv2d::Digit;
-using conv2d::Gemm;
+using namespace conv2d;
 
 template <int BM_, int BN_>
 struct Tile {
@@ -31,47 +29,6 @@ struct Tile {
     alignas(16) float a[stages][BK][BM + 4], b[stages][BK][BN + 4];
   };
 };
-
-// A term as its digits, which advance by BK without division.
-struct Walk {
-  int digit[3];
-
-  PYCONV_DEVICE Walk(const Digit (&term)[3], int k)
-      : digit{k % term[0].radix, k / term[0].radix % term[1].radix, k / term[0].radix / term[1].radix} {}
-
-  PYCONV_DEVICE void advance(const Digit (&term)[3], const Walk& step) {
-    digit[0] += step.digit[0];
-    digit[1] += step.digit[1];
-    digit[2] += step.digit[2];
-    if (digit[0] >= term[0].radix) {
-      digit[0] -= term[0].radix;
-      digit[1]++;
-    }
-    if (digit[1] >= term[1].radix) {
-      digit[1] -= term[1].radix;
-      digit[2]++;
-    }
-  }
-};
-
-PYCONV_DEVICE int a_of(const Digit (&d)[3], const Walk& k) {
-  return k.digit[0] * d[0].a + k.digit[1] * d[1].a + k.digit[2] * d[2].a;
-}
-
-// B's element of one column, before a term moves it.
-struct Pixel {
-  int offset, h, w;
-};
-
-PYCONV_DEVICE Pixel pixel_of(const Digit (&d)[3], const Walk& k) {
-  return {k.digit[0] * d[0].b + k.digit[1] * d[1].b + k.digit[2] * d[2].b,
-          k.digit[0] * d[0].h + k.digit[1] * d[1].h + k.digit[2] * d[2].h,
-          k.digit[0] * d[0].w + k.digit[1] * d[1].w + k.digit[2] * d[2].w};
-}
-
-PYCONV_DEVICE int d_of(const Digit (&d)[3], const Walk& k) {
-  return k.digit[0] * d[0].d + k.digit[1] * d[1].d + k.digit[2] * d[2].d;
-}
 
 // How a block's D is stored: four neighbours at once where they are neighbours in memory.
 enum class Store { one, columns, rows };
@@ -96,28 +53,24 @@ struct Loader {
   int rows;  // of the tile that exist, from a_row on
   Pixel column[T::b_loads];
 
-  PYCONV_DEVICE Loader(const Gemm& g, typename T::Shared& shared, const Operands& o, int row, int first, int group,
-                       int begin, int end)
+  PYCONV_DEVICE Loader(const Gemm& g, typename T::Shared& shared, const Operands& o, const Share& at)
       : g(g),
         shared(shared),
         a_term(g.a_by_term ? threadIdx.x % T::BK : threadIdx.x / T::lanes),
         a_row(g.a_by_term ? threadIdx.x / T::BK : threadIdx.x % T::lanes),
         b_term(g.b_by_term ? threadIdx.x % T::BK : threadIdx.x / T::lanes),
         b_column(g.b_by_term ? threadIdx.x / T::BK : threadIdx.x % T::lanes),
-        k(begin),
-        end(end),
-        a_walk(g.term, begin + a_term),
-        b_walk(g.term, begin + b_term),
+        k(at.begin),
+        end(at.end),
+        a_walk(g.term, at.begin + a_term),
+        b_walk(g.term, at.begin + b_term),
         step(g.term, T::BK),
-        rows(g.M - row - a_row) {
-    a = o.a + g.a + group * g.group_a + (row + a_row) * g.row_a;
-    b = o.b + g.b + group * g.group_b;
+        rows(g.M - at.row - a_row) {
+    a = o.a + g.a + at.group * g.group_a + (at.row + a_row) * g.row_a;
+    b = o.b + g.b + at.group * g.group_b;
 #pragma unroll
     for (int i = 0; i < T::b_loads; i++) {
-      const int c = first + b_column + i * T::lanes;
-      column[i] = pixel_of(g.column, Walk(g.column, c < g.N ? c : 0));
-      column[i].h += c < g.N ? g.h : -(1 << 30);  // a column past the end is outside every image
-      column[i].w += g.w;
+      column[i] = column_of(g, at.column + b_column + i * T::lanes);
     }
   }
 
@@ -132,10 +85,8 @@ struct Loader {
     const Pixel term = pixel_of(g.term, b_walk);
 #pragma unroll
     for (int i = 0; i < T::b_loads; i++) {
-      const bool inside =
-          unsigned(column[i].h + term.h) < unsigned(g.H) && unsigned(column[i].w + term.w) < unsigned(g.W);
       copy_async<4>(&shared.b[stage][b_term][b_column + i * T::lanes], b + column[i].offset + term.offset,
-                    b_exists && inside);
+                    b_exists && inside(g, column[i], term));
     }
     a_walk.advance(g.term, step);
     b_walk.advance(g.term, step);
@@ -146,7 +97,8 @@ struct Loader {
 // sum[i][j] += A[row i][term] * B[term][column j] over the BK terms of a stage.
 template <class T>
 PYCONV_DEVICE void multiply(const typename T::Shared& shared, int stage, int row, int column, float (&sum)[8][8]) {
-#pragma unroll
+  // Two terms at a time: in eights or fours, ptxas spills at the 128 registers that leave two blocks of 256 threads.
+#pragma unroll 2
   for (int k = 0; k < T::BK; k++) {
     const float4 a0 = read4(&shared.a[stage][k][row]), a1 = read4(&shared.a[stage][k][row + T::BM / 2]);
     const float4 b0 = read4(&shared.b[stage][k][column]), b1 = read4(&shared.b[stage][k][column + T::BN / 2]);
@@ -197,12 +149,9 @@ PYCONV_DEVICE void store(const Gemm& g, const Operands& o, int group, const int 
 template <class T>
 __global__ void __launch_bounds__(T::threads, 256 / T::threads * 2) gemm(Gemm g, Operands o) {
   auto& shared = cuda::shared<typename T::Shared>();
-  const int first = blockIdx.x * T::BN, row = blockIdx.y * T::BM;
-  const int group = blockIdx.z / g.splits, split = blockIdx.z % g.splits;
-  const int terms = (g.K + g.splits - 1) / g.splits, begin = split * terms;
-  const int end = begin + terms < g.K ? begin + terms : g.K;
-  const int steps = end > begin ? (end - begin + T::BK - 1) / T::BK : 0;
-  Loader<T> loader(g, shared, o, row, first, group, begin, end);
+  const Share at(g, T::BM, T::BN);
+  const int steps = at.steps(T::BK);
+  Loader<T> loader(g, shared, o, at);
 #pragma unroll
   for (int t = 0; t < T::stages - 1; t++) {
     if (t < steps) loader.load(t);
@@ -217,19 +166,8 @@ __global__ void __launch_bounds__(T::threads, 256 / T::threads * 2) gemm(Gemm g,
     copy_async_commit();
     multiply<T>(shared, t % T::stages, y, x, sum);
   }
-  const int rows[2] = {row + y, row + y + T::BM / 2}, columns[2] = {first + x, first + x + T::BN / 2};
-  store(g, o, group, rows, columns, g.d + int64_t(group) * g.group_d + int64_t(split) * g.split_d, sum);
-}
-
-constexpr int reduce_threads = 256;
-
-// d = the sum of its `splits` parts, in their order.
-__global__ void __launch_bounds__(reduce_threads) add_parts(const float* parts, int splits, int count, float* d) {
-  const int i = blockIdx.x * reduce_threads + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0;
-  for (int s = 0; s < splits; s++) sum += parts[int64_t(s) * count + i];
-  d[i] = sum;
+  const int rows[2] = {at.row + y, at.row + y + T::BM / 2}, columns[2] = {at.column + x, at.column + x + T::BN / 2};
+  store(g, o, at.group, rows, columns, g.d + int64_t(at.group) * g.group_d + int64_t(at.split) * g.split_d, sum);
 }
 
 // ------------------------------------------------------------------------------------------------------------ launchers
@@ -278,7 +216,7 @@ int launch_gemm(const Place& at, const Gemm& g, Operands o) {
   o.store = store_of(g, o.d);
   // A large tile reads half as much per product, where there are enough of them. Sums are the same, bit for bit.
   const int64_t large = divide_up(g.N, 128) * divide_up(g.M, 128) * g.groups * g.splits;
-  if (g.M > 64 && large >= conv2d::enough_blocks) return launch_tiles<Tile<128, 128>>(at, g, o);
+  if (g.M > 64 && large >= enough_blocks) return launch_tiles<Tile<128, 128>>(at, g, o);
   return launch_tiles<Tile<64, 64>>(at, g, o);
 }
 
@@ -288,7 +226,7 @@ const float* floats(const void* p) { return static_cast<const float*>(p); }
 
 int pyconv_cuda_conv2d_implicit_gemm_fwd(const Place& at, const Conv2dShape& s, const void* x, const void* w,
                                          const Epilogue& e, void* y) {
-  return launch_gemm(at, conv2d::gemm_fwd(s),
+  return launch_gemm(at, gemm_fwd(s),
                      {floats(w), floats(x), floats(e.bias), floats(e.residual), static_cast<float*>(y), e.relu, {}});
 }
 
@@ -296,7 +234,7 @@ int pyconv_cuda_conv2d_implicit_gemm_bwd_input(const Place& at, const Conv2dShap
                                                void* dx) {
   for (int64_t rh = 0; rh < s.SH; rh++) {
     for (int64_t rw = 0; rw < s.SW; rw++) {
-      const int error = launch_gemm(at, conv2d::gemm_bwd_input(s, rh, rw),
+      const int error = launch_gemm(at, gemm_bwd_input(s, rh, rw),
                                     {floats(w), floats(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}});
       if (error) return error;
     }
@@ -306,14 +244,13 @@ int pyconv_cuda_conv2d_implicit_gemm_bwd_input(const Place& at, const Conv2dShap
 
 int pyconv_cuda_conv2d_implicit_gemm_bwd_weight(const Place& at, const Conv2dShape& s, const void* dy, const void* x,
                                                 void* dw) {
-  Gemm g = conv2d::gemm_bwd_weight(s);
-  g.splits = int(conv2d::splits_of(s));
-  g.split_d = int(conv2d::weight_count(s));
+  Gemm g = gemm_bwd_weight(s);
+  g.splits = int(splits_of(s));
+  g.split_d = int(weight_count(s));
   float* out = static_cast<float*>(g.splits > 1 ? at.workspace : dw);
   const int error = launch_gemm(at, g, {floats(dy), floats(x), nullptr, nullptr, out, false, {}});
   if (error || g.splits == 1) return error;
-  return launch(add_parts, dim3{unsigned(divide_up(g.split_d, reduce_threads)), 1, 1}, dim3{reduce_threads, 1, 1}, 0,
-                at.stream, out, g.splits, g.split_d, static_cast<float*>(dw));
+  return launch_add_parts(g, out, static_cast<float*>(dw), at.stream);
 }
 
 }  // namespace pyconv::cuda

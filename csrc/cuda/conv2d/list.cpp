@@ -9,8 +9,8 @@ namespace {
 
 std::string reference_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
 
-std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
-  if (s.dtype != DType::f32) return std::string("needs float32, got ") + name_of(s.dtype);
+// What offsets of 32 bits and a grid can hold, for both products.
+std::string too_large(const Conv2dShape& s) {
   constexpr int64_t limit = int64_t(1) << 31;
   const int64_t largest = at_least(s.N * at_least(s.IC * s.IH * s.IW, s.OC * s.OH * s.OW), weight_count(s));
   // What is added to an offset before an element is known to be outside stays below the second sum.
@@ -20,6 +20,29 @@ std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
     return "needs fewer than 2^31 values per tensor, got " + std::to_string(largest);
   }
   if (s.G > 65535) return "needs at most 65535 groups, got " + std::to_string(s.G);
+  return "";
+}
+
+std::string tensor_cores_why_not(const Conv2dShape& s, Pass, Ask) {
+  if (s.dtype != DType::bf16 && s.dtype != DType::f16) {
+    return std::string("needs bfloat16 or float16, got ") + name_of(s.dtype);
+  }
+  if (s.layout != Layout::nhwc) return "needs channels_last tensors, got NCHW";
+  if (s.ic_per_group() % 8 || s.oc_per_group() % 8) {
+    return "needs multiples of 8 channels per group, got " + std::to_string(s.ic_per_group()) + " and " +
+           std::to_string(s.oc_per_group());
+  }
+  return too_large(s);
+}
+
+int64_t tensor_cores_workspace(const Conv2dShape& s, Pass pass) {
+  return pass == Pass::bwd_weight ? splits_of(s) * weight_count(s) * int64_t(sizeof(float)) : 0;
+}
+
+std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
+  if (s.dtype != DType::f32) return std::string("needs float32, got ") + name_of(s.dtype);
+  const std::string large = too_large(s);
+  if (!large.empty()) return large;
   if (ask == Ask::able) return "";
   // A tile has 64 rows: with fewer than 8 of them in use, the reference's one value per thread wastes less.
   const int64_t rows = pass == Pass::bwd_input ? s.ic_per_group() : s.oc_per_group();
@@ -35,6 +58,7 @@ int64_t implicit_gemm_workspace(const Conv2dShape& s, Pass pass) {
 
 // clang-format off
 constexpr Kernel list[] = {
+    {"tensor_cores",  "csrc/cuda/conv2d/tensor_cores.cu",  tensor_cores_why_not,  &Library::conv2d_tensor_cores_fwd,  &Library::conv2d_tensor_cores_bwd_input,  &Library::conv2d_tensor_cores_bwd_weight,  tensor_cores_workspace},
     {"implicit_gemm", "csrc/cuda/conv2d/implicit_gemm.cu", implicit_gemm_why_not, &Library::conv2d_implicit_gemm_fwd, &Library::conv2d_implicit_gemm_bwd_input, &Library::conv2d_implicit_gemm_bwd_weight, implicit_gemm_workspace},
     {"reference",     "csrc/cuda/conv2d/reference.cu",     reference_why_not,     &Library::conv2d_reference_fwd,     &Library::conv2d_reference_bwd_input,     &Library::conv2d_reference_bwd_weight,     nullptr},
 };
