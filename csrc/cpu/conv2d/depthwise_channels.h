@@ -124,13 +124,12 @@ void pack(const T* w, const Vectors<A>& vectors, int64_t KW, const Axis& ah, con
   }
 }
 
-// One tile of row o of output of one phase, vectors [v0, v0 + here). `to`: the first pixel of the row; `row`: the next
-// row of this phase. `ahead`: the next row of x, and `row` of the output, are fetched meanwhile.
+// One tile of row o of output of one phase, vectors [v0, v0 + here). `to`: the first pixel of the row.
+// `ahead`: the next row of x is fetched meanwhile.
 template <class T, class A>
 PYCONV_NOINLINE void multiply_tile(const View<A>& x, const Vectors<A>& vectors, const Line& h, const Line& w,
                                    const Tiles& tiles, int64_t i, int64_t o, int64_t v0, int64_t here, const A* packed,
-                                   int64_t apart, const A* bias, T* to, int64_t row, const Finish<T>& finish,
-                                   bool ahead) {
+                                   int64_t apart, const A* bias, T* to, const Finish<T>& finish, bool ahead) {
   constexpr int64_t L = Vec<A>::size;
   const bool direct = !is_copied<T>(vectors);
   const int64_t to_step = w.out_step * vectors.C;
@@ -149,7 +148,6 @@ PYCONV_NOINLINE void multiply_tile(const View<A>& x, const Vectors<A>& vectors, 
     if (ahead) {
       prefetch(at + tile.rows * tile.row + tiles.first[i] * w.step * x.column, h.step, x.row, tile.count * w.step,
                x.column);
-      prefetch(pixels + row, 1, 0, tile.count, to_step);
     }
     A* y = direct ? reinterpret_cast<A*>(pixels) : sums;
     if (w.step == 2) {
@@ -219,8 +217,7 @@ struct Phases {
             if (i >= row_tiles.n) continue;
             multiply_tile<T>(x, vectors, down[p], across[q], row_tiles, i, o, v0, here,
                              weights + (p * w.phases + q) * all * apart, apart, b,
-                             to + (row + across[q].out0) * vectors.C, down[p].out_step * w.total * vectors.C, finish,
-                             ahead);
+                             to + (row + across[q].out0) * vectors.C, finish, ahead);
           }
         }
       }
