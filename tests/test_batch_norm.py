@@ -222,6 +222,21 @@ def test_a_batch_whose_images_differ_widely(algorithm):
     )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, **ids)
+def test_values_far_from_the_mean_where_the_first_guess_at_it_looks(layout, isa):
+    x = torch.randn(8, 19, 32, 32)
+    for k in range(
+        8
+    ):  # channel.h: 8 samples; by image and pixel in NCHW, by pixel of all images in channels_last
+        x[k].flatten(1)[:, [0, k * 128]] = 1e4
+    x = x.to(memory_format=layout)
+    _, mean, var = torch.ops.pyconv.batch_norm_train(x, None, None, 1e-5, "")
+    torch.testing.assert_close(mean, x.double().mean((0, 2, 3)).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        var, x.double().var((0, 2, 3), correction=0).float(), rtol=1e-6, atol=0
+    )
+
+
 def test_constant_channels_have_no_variance():
     for layout in LAYOUTS:
         x = torch.full((5, 20, 6, 6), 1234.5678).to(memory_format=layout).requires_grad_()

@@ -56,6 +56,7 @@ struct Statistics {
 };
 struct Gradients {
   void *dx, *dweight, *dbias;
+  void* dresidual = nullptr;  // of dx's shape, or null
 };
 
 struct Conv2dShape {

@@ -26,17 +26,22 @@ NormShape random_shape(Random& draw) {
   return s;
 }
 
+struct Act {
+  bool relu, residual;
+};
+
 struct Expected {
-  std::vector<double> y, dx, dweight, dbias;
+  std::vector<double> y, dx, dresidual, dweight, dbias;
 };
 
 // mean and var are given, or found where s.training says so.
 Expected plain_loops(const NormShape& s, const std::vector<double>& x, const std::vector<double>& dy,
-                     const std::vector<double>& weight, const std::vector<double>& bias, std::vector<double>& mean,
+                     const std::vector<double>& weight, const std::vector<double>& bias,
+                     const std::vector<double>& residual, const Act& act, std::vector<double>& mean,
                      std::vector<double>& var) {
   const Index4 X = s.x_index();
   const double M = s.per_channel();
-  Expected e{x, x, mean, mean};
+  Expected e{x, x, dy, mean, mean};
   for (int64_t c = 0; c < s.C; c++) {
     std::vector<int64_t> at;
     for (int64_t n = 0; n < s.N; n++)
@@ -50,11 +55,14 @@ Expected plain_loops(const NormShape& s, const std::vector<double>& x, const std
     }
     const double r = 1 / std::sqrt(var[c] + s.eps);
     e.dweight[c] = e.dbias[c] = 0;
-    for (int64_t i : at) e.dbias[c] += dy[i], e.dweight[c] += dy[i] * (x[i] - mean[c]) * r;
+    for (int64_t i : at) {
+      e.y[i] = (x[i] - mean[c]) * r * weight[c] + bias[c] + (act.residual ? residual[i] : 0);
+      if (act.relu && e.y[i] <= 0) e.y[i] = e.dresidual[i] = 0;
+      e.dbias[c] += e.dresidual[i], e.dweight[c] += e.dresidual[i] * (x[i] - mean[c]) * r;
+    }
     for (int64_t i : at) {
       const double xhat = (x[i] - mean[c]) * r;
-      e.y[i] = xhat * weight[c] + bias[c];
-      e.dx[i] = weight[c] * r * (dy[i] - (s.training ? (e.dbias[c] + xhat * e.dweight[c]) / M : 0));
+      e.dx[i] = weight[c] * r * (e.dresidual[i] - (s.training ? (e.dbias[c] + xhat * e.dweight[c]) / M : 0));
     }
   }
   return e;
@@ -80,28 +88,33 @@ bool close(const char* what, const Typed<T>& got, const std::vector<double>& exp
 }
 
 template <class T>
-bool check(const NormShape& s, const std::string& algorithm, Random& draw) {
+bool check(const NormShape& s, const Act& act, const std::string& algorithm, Random& draw) {
   using A = acc_t<T>;
-  std::vector<double> x(s.C * s.per_channel()), dy(x.size()), weight(s.C), bias(s.C), mean(s.C), var(s.C);
-  for (auto* values : {&x, &dy, &weight, &bias, &mean, &var}) {
+  const batch_norm::Kernel& kernel = batch_norm::choose(s, Pass::fwd, algorithm);
+  std::vector<double> x(s.C * s.per_channel()), dy(x.size()), residual(x.size()), weight(s.C), bias(s.C), mean(s.C),
+      var(s.C);
+  for (auto* values : {&x, &dy, &residual, &weight, &bias, &mean, &var}) {
     for (double& v : *values) v = static_cast<double>(draw(-3, 3));
   }
   for (double& v : var) v += 4;
-  const Expected e = plain_loops(s, x, dy, weight, bias, mean, var);
-  const Typed<T> tx(x), tdy(dy);
+  const Expected e = plain_loops(s, x, dy, weight, bias, residual, act, mean, var);
+  const Typed<T> tx(x), tdy(dy), tresidual(residual),
+      given_y(e.y);  // so that no rounding decides what passed
   const Typed<A> tweight(weight), tbias(bias);
-  Typed<T> y(x.size()), dx(x.size());
+  Typed<T> y(x.size()), dx(x.size()), dresidual(x.size());
   Typed<A> tmean(mean), tvar(var), dweight(s.C), dbias(s.C);
   const batch_norm::Affine affine = {tweight.data(), tbias.data()};
+  const Epilogue epilogue = {nullptr, act.residual ? tresidual.data() : nullptr, act.relu};
   if (s.training) {
-    batch_norm::train(s, tx.data(), affine, y.data(), tmean.data(), tvar.data(), algorithm);
+    kernel.train(s, tx.data(), affine, epilogue, y.data(), tmean.data(), tvar.data());
   } else {
-    batch_norm::eval(s, tx.data(), {tmean.data(), tvar.data()}, affine, y.data(), algorithm);
+    kernel.eval(s, tx.data(), {tmean.data(), tvar.data()}, affine, epilogue, y.data());
   }
-  batch_norm::bwd(s, tdy.data(), tx.data(), {tmean.data(), tvar.data()}, tweight.data(),
-                  {dx.data(), dweight.data(), dbias.data()}, algorithm);
+  kernel.bwd(s, {tdy.data(), act.relu ? given_y.data() : nullptr}, tx.data(), {tmean.data(), tvar.data()},
+             tweight.data(), {dx.data(), dweight.data(), dbias.data(), dresidual.data()});
   return close("mean", tmean, mean, 400) & close("var", tvar, var, 400) & close("y", y, e.y, 400) &
-         close("dx", dx, e.dx, 400) & close("dweight", dweight, e.dweight, 4000) & close("dbias", dbias, e.dbias, 400);
+         close("dx", dx, e.dx, 400) & close("dresidual", dresidual, e.dresidual, 0) &
+         close("dweight", dweight, e.dweight, 4000) & close("dbias", dbias, e.dbias, 400);
 }
 
 }  // namespace
@@ -112,11 +125,12 @@ int main() {
   int bad = 0, cases = 0;
   for (int i = 0; i < 200; i++) {
     const NormShape s = random_shape(draw);
+    const Act act = {draw(0, 1) == 1, draw(0, 1) == 1};
     for (const Answer& answer : batch_norm::ask(s, Pass::fwd, Ask::able)) {
       if (!answer.why.empty()) continue;
       cases++;
       bool good = false;
-      with_type(s.dtype, [&](auto type) { good = check<decltype(type)>(s, answer.kernel, draw); });
+      with_type(s.dtype, [&](auto type) { good = check<decltype(type)>(s, act, answer.kernel, draw); });
       if (good) continue;
       bad++;
       std::printf("%s %s %s %s N%ld C%ld H%ld W%ld\n", answer.kernel.c_str(), s.training ? "train" : "eval",

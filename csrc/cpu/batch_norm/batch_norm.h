@@ -10,10 +10,17 @@ namespace pyconv::batch_norm {
 
 using pyconv::Affine, pyconv::Gradients, pyconv::Statistics;
 
-// x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole.
-using Train = void(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var);
-using Eval = void(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y);
-using Bwd = void(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+// What comes back: dy, and after a relu its output y, which says where it let something pass; else null.
+struct Upstream {
+  const void *dy, *y = nullptr;
+};
+
+// x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole. The epilogue has no bias.
+using Train = void(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+                   void* var);
+using Eval = void(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e,
+                  void* y);
+using Bwd = void(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
                  const Gradients& out);
 
 struct Kernel {
@@ -25,6 +32,9 @@ struct Kernel {
   Bwd* bwd;  // of train or of eval, as s.training says
 };
 
+const Kernel& choose(const NormShape& s, Pass pass, const std::string& algorithm);
+
+// Without an epilogue, of the signature that cuda::batch_norm has.
 void train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
            const std::string& algorithm);
 void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,

@@ -14,19 +14,23 @@ constexpr Kernel list[] = {
 
 }  // namespace
 
+const Kernel& choose(const NormShape& s, Pass pass, const std::string& algorithm) {
+  return pyconv::choose("batch_norm", list, s, pass, algorithm);
+}
+
 void train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
            const std::string& algorithm) {
-  choose("batch_norm", list, s, Pass::fwd, algorithm).train(s, x, p, y, mean, var);
+  choose(s, Pass::fwd, algorithm).train(s, x, p, {}, y, mean, var);
 }
 
 void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
           const std::string& algorithm) {
-  choose("batch_norm", list, s, Pass::fwd, algorithm).eval(s, x, given, p, y);
+  choose(s, Pass::fwd, algorithm).eval(s, x, given, p, {}, y);
 }
 
 void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
          const Gradients& out, const std::string& algorithm) {
-  choose("batch_norm", list, s, Pass::bwd_input, algorithm).bwd(s, dy, x, given, weight, out);
+  choose(s, Pass::bwd_input, algorithm).bwd(s, {dy, nullptr}, x, given, weight, out);
 }
 
 std::vector<std::string> algorithms() { return names_of(list); }

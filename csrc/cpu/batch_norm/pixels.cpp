@@ -14,17 +14,19 @@ std::string pixels_why_not(const NormShape& s, Pass, Ask) {
   return "";
 }
 
-void pixels_train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var) {
-  PYCONV_PER_ISA(pixels::train)(s, x, p, y, mean, var);
+void pixels_train(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+                  void* var) {
+  PYCONV_PER_ISA(pixels::train)(s, x, p, e, y, mean, var);
 }
 
-void pixels_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y) {
-  PYCONV_PER_ISA(pixels::eval)(s, x, given, p, y);
+void pixels_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e,
+                 void* y) {
+  PYCONV_PER_ISA(pixels::eval)(s, x, given, p, e, y);
 }
 
-void pixels_bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+void pixels_bwd(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
                 const Gradients& out) {
-  PYCONV_PER_ISA(pixels::bwd)(s, dy, x, given, weight, out);
+  PYCONV_PER_ISA(pixels::bwd)(s, up, x, given, weight, out);
 }
 
 }  // namespace pyconv::batch_norm

@@ -1,308 +1,290 @@
 // batch_norm / pixels: channels_last, all channels of a pixel side by side.
-// Computes  the formulas of reference.cpp. The pixels are cut into parts; each part finds the mean and the sum of squared
-//           deviations of its own values, and two parts of n1 and n2 values merge, with delta = mean2 - mean1, into
-//             mean = mean1 + delta * n2/n     m2 = m2_1 + m2_2 + delta^2 * n1*n2/n     n = n1 + n2
-// Shapes    x (M,C), M = N*H*W pixels;  partial sums (parts,C) in double
-// Tiling    thread: parts, whose number depends on the shape alone; registers: K vectors of neighbouring channels
-// Cost      a part stays in cache for its second pass: train reads x twice, its backward dy and x twice
-//           workspace: 16*C bytes per part, and four values per channel
-// Limits    channels_last (else why_not says so). Sums run in acc_t<T> within a part, then in double
-// Source    Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, equation 2.1
+// Computes  the formulas of reference.cpp and the sums of planes.h. Memory is one run of values whose channels repeat with
+//           period C, and so with period P, the least multiple of C that whole vectors fill: rows of P values
+// Shapes    x (N*H*W*C,) as rows of P values, the last row as far as it goes;  partial sums (parts,2,P) in double
+// Tiling    thread: parts of the rows, whose number depends on the shape alone; registers: one vector of B rows at a time
+//           for sums, so that what is kept per channel is read once for B rows; of one row where there is a result to
+//           write (two Zen 5 cores, 8x256x56x56: 0.42 ms against 0.83 in evaluation, where several rows are written)
+// Cost      x is read twice, backward dy and x; workspace: 16*P bytes per part, and some values for each of P channels
+// Limits    channels_last (else why_not says so). Sums run in acc_t<T> over `run` rows, then in double
+// Source    Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, equation 1.7
 namespace pixels {
 namespace {
 
-constexpr int64_t part_values = 16384;  // 64 KB of float
-constexpr int64_t least_pixels = 32;    // of a part, to keep the partial sums small beside x
-constexpr int64_t run = 32;             // pixels summed at a time: sums of short sums round less
-constexpr int64_t serial_sums = 4096;
+#include "cpu/batch_norm/channel.h"
 
-// K whole vectors of neighbouring channels, or the last `channels` that fill less than one.
-template <class A, int K_>
+constexpr int B = 4;                    // rows summed at a time
+constexpr int64_t run = 32;             // rows whose sums are in acc_t<T>: sums of short sums round less
+constexpr int64_t part_values = 16384;  // least of a part
+constexpr int64_t most_parts = 256;
+constexpr int64_t serial_sums = 32768, serial_channels = 256;
+
+// Where a vector starts: offset `i` in the tensor, `p` in a row.
 struct Whole {
-  static constexpr int K = K_;
-  static constexpr int64_t channels = K * Vec<A>::size;
   template <class T>
-  static vec<A> get(const T* p) {
-    return load_wide(p);
-  }
-  template <class T>
-  static void put(T* p, vec<A> v) {
-    store_narrow(p, v);
+  vec<acc_t<T>> operator()(const T* at, acc_t<T>) const {
+    return load_wide(at);
   }
 };
 template <class A>
 struct Last {
-  static constexpr int K = 1;
-  int64_t channels;
+  int64_t count;
   template <class T>
-  vec<A> get(const T* p) const {
-    return load_wide_first(p, channels);
-  }
-  template <class T>
-  void put(T* p, vec<A> v) const {
-    store_narrow_first(p, v, channels);
+  vec<A> operator()(const T* at, A) const {
+    return load_wide_first(at, count);
   }
 };
 
-// body(c, block) until the blocks cover all channels; a block has at most K vectors.
-template <class A, int K, class Body>
-PYCONV_INLINE void for_blocks(int64_t C, const Body& body) {
-  constexpr int64_t L = Vec<A>::size;
-  int64_t c = 0;
-  for (; c + K * L <= C; c += K * L) body(c, Whole<A, K>());
-  for (; c + L <= C; c += L) body(c, Whole<A, 1>());
-  if (c < C) body(c, Last<A>{C - c});
-}
-
-struct Parts {
-  int64_t M, C, pixels, count;
-  explicit Parts(const NormShape& s)
-      : M(s.per_channel()),
-        C(s.C),
-        pixels(at_least(least_pixels, part_values / at_least(C, 1))),
-        count(divide_up(M, pixels)) {}
-  int64_t size(int64_t part) const { return at_most(pixels, M - part * pixels); }
-
-  // body(offset of the first value, pixels, part) for every part, on all threads.
-  template <class Body>
-  void for_each(const Body& body) const {
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; part++) body(part * pixels * C, size(part), part);
-    });
-  }
-
-  // body(c) for every channel, on all threads: what puts the parts' sums together.
-  template <class Body>
-  void for_channels(const Body& body) const {
-    parallel_for(C, divide_up(serial_sums, at_least(count, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; c++) body(c);
-    });
-  }
-};
-
-// Two sums of every part, each (parts,C).
-struct Partial {
-  double *first, *second;
-  explicit Partial(const Parts& parts)
-      : first(static_cast<double*>(scratch(0, 2 * sizeof(double) * parts.count * parts.C))),
-        second(first + parts.count * parts.C) {}
-};
-
-// mean and m2 = sum (x - mean)^2 of each channel over `pixels` pixels.
-template <class T>
-void moments(const T* x, int64_t pixels, int64_t C, double* mean, double* m2) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  for_blocks<A, 4>(C, [&](int64_t c, auto block) {
-    constexpr int K = decltype(block)::K;
-    vec<A> shift[K] = {}, sum[K] = {}, squares[K] = {};
-    for (int64_t p = 0; p < pixels; p++) {
-      for (int k = 0; k < K; k++) shift[k] += block.get(x + p * C + c + k * L);
-    }
-    for (int k = 0; k < K; k++) shift[k] /= A(pixels);
-    for (int64_t p = 0; p < pixels;) {
-      vec<A> run_sum[K] = {}, run_squares[K] = {};
-      for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
-        for (int k = 0; k < K; k++) {
-          const vec<A> d = block.get(x + p * C + c + k * L) - shift[k];
-          run_sum[k] += d;
-          run_squares[k] += d * d;
-        }
-      }
-      for (int k = 0; k < K; k++) sum[k] += run_sum[k], squares[k] += run_squares[k];
-    }
-    for (int64_t i = 0; i < block.channels; i++) {
-      const double rest = double(sum[i / L][i % L]) / pixels;  // what rounding took from shift
-      mean[c + i] = shift[i / L][i % L] + rest;
-      m2[c + i] = squares[i / L][i % L] - rest * rest * pixels;
-    }
-  });
-}
-
-// sum dy and sum dy * d, d = x - mean, of each channel over `pixels` pixels.
-template <class T, class A>
-void products(const T* dy, const T* x, const A* mean, int64_t pixels, int64_t C, double* dy_sum, double* dy_d_sum) {
-  constexpr int64_t L = Vec<A>::size;
-  for_blocks<A, 4>(C, [&](int64_t c, auto block) {
-    constexpr int K = decltype(block)::K;
-    vec<A> shift[K], sum[K] = {}, product[K] = {};
-    for (int k = 0; k < K; k++) shift[k] = block.get(mean + c + k * L);
-    for (int64_t p = 0; p < pixels;) {
-      vec<A> run_sum[K] = {}, run_product[K] = {};
-      for (const int64_t end = at_most(p + run, pixels); p < end; p++) {
-        for (int k = 0; k < K; k++) {
-          const vec<A> g = block.get(dy + p * C + c + k * L);
-          run_sum[k] += g;
-          run_product[k] += g * (block.get(x + p * C + c + k * L) - shift[k]);
-        }
-      }
-      for (int k = 0; k < K; k++) sum[k] += run_sum[k], product[k] += run_product[k];
-    }
-    for (int64_t i = 0; i < block.channels; i++) {
-      dy_sum[c + i] = sum[i / L][i % L];
-      dy_d_sum[c + i] = product[i / L][i % L];
-    }
-  });
-}
-
-// y = (x - shift) * scale + offset, or dx = dy * factor + (x - shift) * scale + offset: four values per channel.
+// The rows and how they are cut.
 template <class A>
-struct Line {
-  A *shift, *scale, *offset, *factor;
-  explicit Line(int64_t C)
-      : shift(static_cast<A*>(scratch(1, 4 * sizeof(A) * C))),
-        scale(shift + C),
-        offset(scale + C),
-        factor(offset + C) {}
-  // A mean that A cannot hold arrives as a rounded shift and the rest in offset, as in planes.h.
-  void set(int64_t c, double mean, double slope, double bias) const {
-    shift[c] = A(mean);
-    scale[c] = A(slope);
-    offset[c] = A(bias - (mean - shift[c]) * slope);
+struct Rows {
+  static constexpr int64_t L = Vec<A>::size;
+  int64_t C, M, P, values, rows, parts;
+
+  explicit Rows(const NormShape& s) : C(s.C), M(s.per_channel()), P(s.C), values(s.C * s.per_channel()) {
+    while (P % L != 0) P += C;
+    rows = divide_up(values, P);
+    const int64_t least = at_least(at_least(run, divide_up(part_values, P)), divide_up(rows, most_parts));
+    parts = at_least(rows / least, 1);
+  }
+  int64_t cut(int64_t part) const { return rows * part / parts; }
+
+  template <class Body>
+  void for_parts(const Body& body) const {
+    parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; part++) body(part);
+    });
+  }
+
+  // Of rows [r0, r1), B at a time: many(i, p, rows) for every vector of B whole rows or of one, where row b of them has
+  // its vector at i + b * P; and last(get, i, p) for the last vector of all, which may not be whole.
+  template <int B, class Many, class LastOne>
+  inline __attribute__((always_inline)) void walk(int64_t r0, int64_t r1, const Many& many, const LastOne& last) const {
+    const int64_t whole = at_most(r1, values / P);
+    int64_t r = r0;
+    for (; r + B <= whole; r += B) {
+      for (int64_t p = 0; p < P; p += L) many(r * P + p, p, Int<B>());
+    }
+    for (; r < whole; r++) {
+      for (int64_t p = 0; p < P; p += L) many(r * P + p, p, Int<1>());
+    }
+    if (r == r1) return;
+    for (int64_t p = 0; r * P + p < values; p += L) last(Last<A>{at_most(values - r * P - p, L)}, r * P + p, p);
   }
 };
 
-template <class T, class A>
-void apply(const Parts& parts, const Line<A>& line, const T* x, T* y) {
+// Two sums of a part, (P,) each in double: term(get, i, p, first, second) adds a vector to each.
+template <class A, class Term>
+PYCONV_INLINE void sum_rows(const Rows<A>& rows, int64_t r0, int64_t r1, const Term& term, A* sums, double* out) {
   constexpr int64_t L = Vec<A>::size;
-  parts.for_each([&](int64_t at, int64_t pixels, int64_t) {
-    for_blocks<A, 4>(parts.C, [&](int64_t c, auto block) {
-      constexpr int K = decltype(block)::K;
-      vec<A> shift[K], scale[K], offset[K];
-      for (int k = 0; k < K; k++) {
-        shift[k] = block.get(line.shift + c + k * L);
-        scale[k] = block.get(line.scale + c + k * L);
-        offset[k] = block.get(line.offset + c + k * L);
-      }
-      for (int64_t p = 0; p < pixels; p++) {
-        const int64_t pixel = at + p * parts.C + c;
-        for (int k = 0; k < K; k++) {
-          block.put(y + pixel + k * L, (block.get(x + pixel + k * L) - shift[k]) * scale[k] + offset[k]);
-        }
-      }
-    });
-  });
-}
-
-template <class T, class A>
-void apply_bwd(const Parts& parts, const Line<A>& line, const T* dy, const T* x, T* dx) {
-  constexpr int64_t L = Vec<A>::size;
-  parts.for_each([&](int64_t at, int64_t pixels, int64_t) {
-    for_blocks<A, 2>(parts.C, [&](int64_t c, auto block) {
-      constexpr int K = decltype(block)::K;
-      vec<A> shift[K], scale[K], offset[K], factor[K];
-      for (int k = 0; k < K; k++) {
-        shift[k] = block.get(line.shift + c + k * L);
-        scale[k] = block.get(line.scale + c + k * L);
-        offset[k] = block.get(line.offset + c + k * L);
-        factor[k] = block.get(line.factor + c + k * L);
-      }
-      for (int64_t p = 0; p < pixels; p++) {
-        const int64_t pixel = at + p * parts.C + c;
-        for (int k = 0; k < K; k++) {
-          const vec<A> d = block.get(x + pixel + k * L) - shift[k];
-          block.put(dx + pixel + k * L, block.get(dy + pixel + k * L) * factor[k] + (d * scale[k] + offset[k]));
-        }
-      }
-    });
-  });
-}
-
-template <class A>
-double scale_of(const NormShape& s, int64_t c, double var, const A* weight) {
-  return (weight ? weight[c] : 1) / __builtin_sqrt(var + s.eps);
-}
-
-template <class T, class A>
-void train(const NormShape& s, const T* x, const A* weight, const A* bias, T* y, A* mean, A* var) {
-  const Parts parts(s);
-  const Partial partial(parts);  // mean, m2
-  const Line<A> line(s.C);
-  parts.for_each([&](int64_t at, int64_t pixels, int64_t part) {
-    moments(x + at, pixels, s.C, partial.first + part * s.C, partial.second + part * s.C);
-  });
-  parts.for_channels([&](int64_t c) {
-    double m = 0, m2 = 0, values = 0;
-    for (int64_t part = 0; part < parts.count; part++) {
-      const double more = parts.size(part), delta = partial.first[part * s.C + c] - m;
-      m += delta * more / (values + more);
-      m2 += partial.second[part * s.C + c] + delta * delta * values * more / (values + more);
-      values += more;
-    }
-    const double v = m2 / at_least(parts.M, 1);
-    mean[c] = A(m);
-    var[c] = A(v);
-    line.set(c, m, scale_of(s, c, v, weight), bias ? bias[c] : 0);
-  });
-  apply(parts, line, x, y);
-}
-
-template <class T, class A>
-void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias, T* y) {
-  const Line<A> line(s.C);
-  for (int64_t c = 0; c < s.C; c++) line.set(c, mean[c], scale_of(s, c, var[c], weight), bias ? bias[c] : 0);
-  apply(Parts(s), line, x, y);
-}
-
-template <class T, class A>
-void bwd(const NormShape& s, const T* dy, const T* x, const A* mean, const A* var, const A* weight, T* dx, A* dweight,
-         A* dbias) {
-  const Parts parts(s);
-  const Partial partial(parts);  // sum dy, sum dy * d
-  const Line<A> line(s.C);
-  parts.for_each([&](int64_t at, int64_t pixels, int64_t part) {
-    products(dy + at, x + at, mean, pixels, s.C, partial.first + part * s.C, partial.second + part * s.C);
-  });
-  parts.for_channels([&](int64_t c) {
-    double dy_sum = 0, dy_d_sum = 0;
-    for (int64_t part = 0; part < parts.count; part++) {
-      dy_sum += partial.first[part * s.C + c];
-      dy_d_sum += partial.second[part * s.C + c];
-    }
-    const double r = 1 / __builtin_sqrt(var[c] + s.eps), scale = scale_of(s, c, var[c], weight);
-    dbias[c] = A(dy_sum);
-    dweight[c] = A(dy_d_sum * r);
-    if (!s.training) return line.set(c, 0, scale, 0);
-    // dx = scale * (dy - dbias/M - d * r^2 * sum(dy*d)/M)
-    line.shift[c] = mean[c];
-    line.scale[c] = A(-scale * r * r * dy_d_sum / parts.M);
-    line.offset[c] = A(-scale * dy_sum / parts.M);
-    line.factor[c] = A(scale);
-  });
-  if (s.training) {
-    apply_bwd(parts, line, dy, x, dx);
-  } else {
-    apply(parts, line, dy, dx);
+  A* squares = sums + rows.P;
+  for (int64_t k = 0; k < 2 * rows.P; k++) out[k] = 0;
+  for (int64_t r = r0; r < r1; r += run) {
+    for (int64_t k = 0; k < 2 * rows.P; k++) sums[k] = 0;
+    rows.template walk<B>(
+        r, at_most(r + run, r1),
+        [&](int64_t i, int64_t p, auto count) {
+          vec<A> first = load(sums + p), second = load(squares + p);
+          _Pragma("GCC unroll 4") for (int b = 0; b < decltype(count)::value; b++) {
+            term(Whole(), i + b * rows.P, p, first, second);
+          }
+          store(sums + p, first), store(squares + p, second);
+        },
+        [&](auto get, int64_t i, int64_t p) {
+          vec<A> first = {}, second = {};
+          term(get, i, p, first, second);
+          for (int64_t l = 0; l < at_most(get.count, L); l++) sums[p + l] += first[l], squares[p + l] += second[l];
+        });
+    for (int64_t k = 0; k < 2 * rows.P; k++) out[k] += sums[k];
   }
+}
+
+// What is kept per channel, (P,) each, and repeated along a row.
+template <class A>
+struct Lines {
+  int64_t C, P;
+  A *shift, *factor, *offset, *slope;
+  explicit Lines(const Rows<A>& rows)
+      : C(rows.C),
+        P(rows.P),
+        shift(static_cast<A*>(scratch(1, 4 * sizeof(A) * P))),
+        factor(shift + P),
+        offset(factor + P),
+        slope(offset + P) {}
+  void set(int64_t c, const Line<A>& line) const {
+    for (int64_t p = c; p < P; p += C) {
+      shift[p] = line.shift, factor[p] = line.factor, offset[p] = line.offset, slope[p] = line.slope;
+    }
+  }
+};
+
+// Both sums of every channel, part after part: found(c, sums).
+template <class A, class Found>
+void for_channels(const Rows<A>& rows, double* partial, const Found& found) {
+  const int64_t P = rows.P;
+  parallel_for(2 * P, divide_up(serial_sums, rows.parts), [&](int64_t begin, int64_t end) {
+    for (int64_t part = 1; part < rows.parts; part++) {
+      for (int64_t p = begin; p < end; p++) partial[p] += partial[part * 2 * P + p];
+    }
+  });
+  parallel_for(rows.C, serial_channels, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) {
+      Sums sums = {0, 0};
+      for (int64_t p = c; p < P; p += rows.C) sums.first += partial[p], sums.second += partial[P + p];
+      found(c, sums);
+    }
+  });
+}
+
+// sum(part, (2,P) of working memory, (2,P) of results) of all parts.
+template <class A, class Sum>
+double* sum_parts(const Rows<A>& rows, const Sum& sum) {
+  double* partial = static_cast<double*>(scratch(0, sizeof(double) * rows.parts * 2 * rows.P));
+  rows.for_parts([&](int64_t part) {
+    sum(part, static_cast<A*>(scratch(2, sizeof(A) * 2 * rows.P)), partial + part * 2 * rows.P);
+  });
+  return partial;
+}
+
+template <class T, class A>
+double* deviations(const Rows<A>& rows, const T* x, const A* shift) {
+  return sum_parts(rows, [&](int64_t part, A* working, double* out) {
+    const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& sum, vec<A>& squares) {
+      const vec<A> d = get(x + i, A(0)) - load(shift + p);
+      sum += d;
+      squares += d * d;
+    };
+    sum_rows(rows, rows.cut(part), rows.cut(part + 1), term, working, out);
+  });
+}
+
+// y = act((x - shift) * factor + offset).
+template <class T, class A>
+void normalise(const Rows<A>& rows, const T* x, const Lines<A>& lines, const Finish<T>& finish, T* y) {
+  rows.for_parts([&](int64_t part) {
+    rows.template walk<1>(
+        rows.cut(part), rows.cut(part + 1),
+        [&](int64_t i, int64_t p, auto count) {
+          const vec<A> shift = load(lines.shift + p), factor = load(lines.factor + p), offset = load(lines.offset + p);
+          _Pragma("GCC unroll 4") for (int b = 0; b < decltype(count)::value; b++) {
+            finish.store(y + i + b * rows.P, (load_wide(x + i + b * rows.P) - shift) * factor + offset);
+          }
+        },
+        [&](auto get, int64_t i, int64_t p) {
+          const vec<A> d = get(x + i, A(0)) - load(lines.shift + p);
+          finish.store_first(y + i, d * load(lines.factor + p) + load(lines.offset + p), get.count);
+        });
+  });
+}
+
+// The mean of some values of every channel: see channel.h.
+template <class T, class A>
+void some_means(const Rows<A>& rows, const T* x, const Lines<A>& lines) {
+  const int64_t count = at_most(rows.M, samples);
+  for (int64_t c = 0; c < rows.C; c++) lines.shift[c] = 0;
+  for (int64_t k = 0; k < count; k++) {
+    const T* pixel = x + k * rows.M / count * rows.C;
+    for (int64_t c = 0; c < rows.C; c++) lines.shift[c] += widen(pixel[c]);
+  }
+  for (int64_t c = 0; c < rows.C; c++) lines.shift[c] /= A(at_least(count, 1));
+  for (int64_t p = rows.C; p < rows.P; p++) lines.shift[p] = lines.shift[p - rows.C];
+}
+
+template <class T, class A>
+void train(const NormShape& s, const T* x, const A* weight, const A* bias, const Finish<T>& finish, T* y, A* mean,
+           A* var) {
+  const Rows<A> rows(s);
+  const Lines<A> lines(rows);
+  const double M = at_least(rows.M, 1);
+  some_means(rows, x, lines);
+  Moments* found = static_cast<Moments*>(scratch(3, sizeof(Moments) * s.C));
+  const auto find = [&] {
+    for_channels(rows, deviations(rows, x, lines.shift),
+                 [&](int64_t c, const Sums& sums) { found[c] = Moments(lines.shift[c], sums, M); });
+  };
+  find();
+  bool far = false;
+  for (int64_t c = 0; c < s.C; c++) far = far || found[c].far();
+  if (far) {  // the other channels too: one loop serves all
+    for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(found[c].mean, 0, 0));
+    find();
+  }
+  parallel_for(s.C, serial_channels, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) {
+      mean[c] = A(found[c].mean);
+      var[c] = A(found[c].var);
+      lines.set(c, Line<A>(found[c].mean, scale_of(s, found[c].var, weight, c), bias ? bias[c] : 0));
+    }
+  });
+  normalise(rows, x, lines, finish, y);
+}
+
+template <class T, class A>
+void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias,
+          const Finish<T>& finish, T* y) {
+  const Rows<A> rows(s);
+  const Lines<A> lines(rows);
+  for (int64_t c = 0; c < s.C; c++) {
+    lines.set(c, Line<A>(mean[c], scale_of(s, var[c], weight, c), bias ? bias[c] : 0));
+  }
+  normalise(rows, x, lines, finish, y);
+}
+
+// dx = g * factor + (x - shift) * slope + offset, and g itself where the residual wants it.
+template <class T, class A, bool relu>
+void finish_bwd(const Rows<A>& rows, bool training, const Upstream<T, relu>& up, const T* x, const Lines<A>& lines,
+                T* dx, T* dresidual) {
+  const Finish<T> plain;
+  rows.for_parts([&](int64_t part) {
+    const int64_t r0 = rows.cut(part), r1 = rows.cut(part + 1);
+    rows.template walk<1>(
+        r0, r1,
+        [&](int64_t i, int64_t p, auto count) {
+          const vec<A> shift = load(lines.shift + p), factor = load(lines.factor + p), slope = load(lines.slope + p),
+                       offset = load(lines.offset + p);
+          _Pragma("GCC unroll 4") for (int b = 0; b < decltype(count)::value; b++) {
+            const int64_t at = i + b * rows.P;
+            const vec<A> g = up(Whole(), at);
+            if (dresidual) store_narrow(dresidual + at, g);
+            const vec<A> d = training ? load_wide(x + at) - shift : vec<A>{};
+            store_narrow(dx + at, g * factor + (d * slope + offset));
+          }
+        },
+        [&](auto get, int64_t i, int64_t p) {
+          const vec<A> g = up(get, i), d = training ? get(x + i, A(0)) - load(lines.shift + p) : vec<A>{};
+          if (dresidual) plain.store_first(dresidual + i, g, get.count);
+          plain.store_first(dx + i, g * load(lines.factor + p) + (d * load(lines.slope + p) + load(lines.offset + p)),
+                            get.count);
+        });
+  });
+}
+
+template <class T, class A, bool relu>
+void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* mean, const A* var, const A* weight,
+         T* dx, T* dresidual, A* dweight, A* dbias) {
+  const Rows<A> rows(s);
+  const Lines<A> lines(rows);
+  const double M = at_least(rows.M, 1);
+  for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(mean[c], 0, 0));
+  double* partial = sum_parts(rows, [&](int64_t part, A* working, double* out) {
+    const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& g_sum, vec<A>& g_d_sum) {
+      const vec<A> g = up(get, i);
+      g_sum += g;
+      g_d_sum += g * (get(x + i, A(0)) - load(lines.shift + p));
+    };
+    sum_rows(rows, rows.cut(part), rows.cut(part + 1), term, working, out);
+  });
+  for_channels(rows, partial, [&](int64_t c, const Sums& sums) {
+    const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
+    dbias[c] = A(sums.first);
+    dweight[c] = A(sums.second * r);
+    lines.set(c, s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0));
+  });
+  finish_bwd<T, A, relu>(rows, s.training, up, x, lines, dx, dresidual);
 }
 
 }  // namespace
 
-void train(const NormShape& s, const void* x, const batch_norm::Affine& p, void* y, void* mean, void* var) {
-  with_type(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    using A = acc_t<T>;
-    train(s, (const T*)x, (const A*)p.weight, (const A*)p.bias, (T*)y, (A*)mean, (A*)var);
-  });
-}
-
-void eval(const NormShape& s, const void* x, const batch_norm::Statistics& given, const batch_norm::Affine& p,
-          void* y) {
-  with_type(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    using A = acc_t<T>;
-    eval(s, (const T*)x, (const A*)given.mean, (const A*)given.var, (const A*)p.weight, (const A*)p.bias, (T*)y);
-  });
-}
-
-void bwd(const NormShape& s, const void* dy, const void* x, const batch_norm::Statistics& given, const void* weight,
-         const batch_norm::Gradients& out) {
-  with_type(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    using A = acc_t<T>;
-    bwd(s, (const T*)dy, (const T*)x, (const A*)given.mean, (const A*)given.var, (const A*)weight, (T*)out.dx,
-        (A*)out.dweight, (A*)out.dbias);
-  });
-}
+#include "cpu/batch_norm/passes.h"
 
 }  // namespace pixels

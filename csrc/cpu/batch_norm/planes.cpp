@@ -2,6 +2,7 @@
 #include "cpu/batch_norm/batch_norm.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 #define PYCONV_KERNEL "cpu/batch_norm/planes.h"
 #include "cpu/for_each_isa.inc"
@@ -13,17 +14,19 @@ std::string planes_why_not(const NormShape& s, Pass, Ask) {
   return "";
 }
 
-void planes_train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var) {
-  PYCONV_PER_ISA(planes::train)(s, x, p, y, mean, var);
+void planes_train(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+                  void* var) {
+  PYCONV_PER_ISA(planes::train)(s, x, p, e, y, mean, var);
 }
 
-void planes_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y) {
-  PYCONV_PER_ISA(planes::eval)(s, x, given, p, y);
+void planes_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e,
+                 void* y) {
+  PYCONV_PER_ISA(planes::eval)(s, x, given, p, e, y);
 }
 
-void planes_bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+void planes_bwd(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
                 const Gradients& out) {
-  PYCONV_PER_ISA(planes::bwd)(s, dy, x, given, weight, out);
+  PYCONV_PER_ISA(planes::bwd)(s, up, x, given, weight, out);
 }
 
 }  // namespace pyconv::batch_norm

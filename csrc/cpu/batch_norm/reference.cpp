@@ -1,8 +1,10 @@
 // batch_norm / reference.
-// Computes  y = (x - mean[c]) * r[c] * weight[c] + bias[c],  r = 1/sqrt(var + eps),  for every value of channel c
+// Computes  y = act((x - mean[c]) * r[c] * weight[c] + bias[c]),  r = 1/sqrt(var + eps),  for every value of channel c
+//           act(v) = max(v + residual, 0) with what of it is asked for
 //           train  mean = sum x / M,  var = sum (x - mean)^2 / M  over the M = N*H*W values;  eval: both are given
-//           dbias = sum dy,  dweight = sum dy * xhat,  with xhat = (x - mean) * r
-//           dx = weight * r * (dy - dbias/M - xhat * dweight/M) in training,  weight * r * dy in eval
+//           dresidual = g = dy,  or after a relu dy where y > 0,  with xhat = (x - mean) * r
+//           dbias = sum g,  dweight = sum g * xhat
+//           dx = weight * r * (g - dbias/M - xhat * dweight/M) in training,  weight * r * g in eval
 // Shapes    x, y, dy, dx (N,C,H,W), any layout, through index functions;  all others (C,)
 // Cost      train reads x three times, its backward dy and x twice; no workspace. One thread owns a channel
 // Limits    none: the floor under every other kernel, and never tuned. Two passes and sums in double: a mean that is
@@ -29,14 +31,19 @@ void for_channel(const NormShape& s, int64_t c, const Body& body) {
 
 template <class T>
 void normalise(const NormShape& s, int64_t c, const T* x, double mean, double var, const acc_t<T>* weight,
-               const acc_t<T>* bias, T* y) {
+               const acc_t<T>* bias, const Epilogue& e, T* y) {
   const double scale = (weight ? weight[c] : 1) / std::sqrt(var + s.eps), offset = bias ? bias[c] : 0;
-  for_channel(s, c, [&](int64_t i) { store(&y[i], acc_t<T>((widen(x[i]) - mean) * scale + offset)); });
+  const T* residual = static_cast<const T*>(e.residual);
+  for_channel(s, c, [&](int64_t i) {
+    double v = (widen(x[i]) - mean) * scale + offset;
+    if (residual) v += widen(residual[i]);
+    store(&y[i], acc_t<T>(e.relu && v < 0 ? 0 : v));
+  });
 }
 
 template <class T>
-void train(const NormShape& s, const T* x, const acc_t<T>* weight, const acc_t<T>* bias, T* y, acc_t<T>* mean,
-           acc_t<T>* var) {
+void train(const NormShape& s, const T* x, const acc_t<T>* weight, const acc_t<T>* bias, const Epilogue& e, T* y,
+           acc_t<T>* mean, acc_t<T>* var) {
   const double M = at_least(s.per_channel(), 1);
   parallel_for(s.C, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
@@ -48,37 +55,42 @@ void train(const NormShape& s, const T* x, const acc_t<T>* weight, const acc_t<T
       });
       mean[c] = acc_t<T>(sum / M);
       var[c] = acc_t<T>(squares / M);
-      normalise(s, c, x, sum / M, squares / M, weight, bias, y);
+      normalise(s, c, x, sum / M, squares / M, weight, bias, e, y);
     }
   });
 }
 
 template <class T>
 void eval(const NormShape& s, const T* x, const acc_t<T>* mean, const acc_t<T>* var, const acc_t<T>* weight,
-          const acc_t<T>* bias, T* y) {
+          const acc_t<T>* bias, const Epilogue& e, T* y) {
   parallel_for(s.C, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; c++) normalise(s, c, x, mean[c], var[c], weight, bias, y);
+    for (int64_t c = begin; c < end; c++) normalise(s, c, x, mean[c], var[c], weight, bias, e, y);
   });
 }
 
 template <class T>
-void bwd(const NormShape& s, const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* var, const acc_t<T>* weight,
-         T* dx, acc_t<T>* dweight, acc_t<T>* dbias) {
+void bwd(const NormShape& s, const Upstream& up, const T* x, const acc_t<T>* mean, const acc_t<T>* var,
+         const acc_t<T>* weight, const Gradients& out) {
+  const T *dy = static_cast<const T*>(up.dy), *y = static_cast<const T*>(up.y);
+  const auto g = [&](int64_t i) { return y && widen(y[i]) <= 0 ? acc_t<T>(0) : widen(dy[i]); };
+  T *dx = static_cast<T*>(out.dx), *dresidual = static_cast<T*>(out.dresidual);
+  acc_t<T>*dweight = static_cast<acc_t<T>*>(out.dweight), *dbias = static_cast<acc_t<T>*>(out.dbias);
   const double M = at_least(s.per_channel(), 1);
   parallel_for(s.C, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
       const double r = 1 / std::sqrt(var[c] + s.eps), scale = (weight ? weight[c] : 1) * r;
       double dy_sum = 0, dy_xhat_sum = 0;
       for_channel(s, c, [&](int64_t i) {
-        dy_sum += widen(dy[i]);
-        dy_xhat_sum += widen(dy[i]) * ((widen(x[i]) - mean[c]) * r);
+        dy_sum += g(i);
+        dy_xhat_sum += g(i) * ((widen(x[i]) - mean[c]) * r);
       });
       dbias[c] = acc_t<T>(dy_sum);
       dweight[c] = acc_t<T>(dy_xhat_sum);
       const double through_mean = s.training ? dy_sum / M : 0, through_var = s.training ? dy_xhat_sum / M : 0;
       for_channel(s, c, [&](int64_t i) {
         const double xhat = (widen(x[i]) - mean[c]) * r;
-        store(&dx[i], acc_t<T>((widen(dy[i]) - through_mean - xhat * through_var) * scale));
+        store(&dx[i], acc_t<T>((g(i) - through_mean - xhat * through_var) * scale));
+        if (dresidual) store(&dresidual[i], g(i));
       });
     }
   });
@@ -88,32 +100,33 @@ void bwd(const NormShape& s, const T* dy, const T* x, const acc_t<T>* mean, cons
 
 std::string reference_why_not(const NormShape&, Pass, Ask) { return ""; }
 
-void reference_train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var) {
+void reference_train(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+                     void* var) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    train(s, static_cast<const T*>(x), static_cast<const A*>(p.weight), static_cast<const A*>(p.bias),
+    train(s, static_cast<const T*>(x), static_cast<const A*>(p.weight), static_cast<const A*>(p.bias), e,
           static_cast<T*>(y), static_cast<A*>(mean), static_cast<A*>(var));
   });
 }
 
-void reference_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y) {
+void reference_eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e,
+                    void* y) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
     eval(s, static_cast<const T*>(x), static_cast<const A*>(given.mean), static_cast<const A*>(given.var),
-         static_cast<const A*>(p.weight), static_cast<const A*>(p.bias), static_cast<T*>(y));
+         static_cast<const A*>(p.weight), static_cast<const A*>(p.bias), e, static_cast<T*>(y));
   });
 }
 
-void reference_bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+void reference_bwd(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
                    const Gradients& out) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
     using A = acc_t<T>;
-    bwd(s, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const A*>(given.mean),
-        static_cast<const A*>(given.var), static_cast<const A*>(weight), static_cast<T*>(out.dx),
-        static_cast<A*>(out.dweight), static_cast<A*>(out.dbias));
+    bwd(s, up, static_cast<const T*>(x), static_cast<const A*>(given.mean), static_cast<const A*>(given.var),
+        static_cast<const A*>(weight), out);
   });
 }
 
