@@ -7,10 +7,11 @@ import sys
 
 from pyconv import ShapeError
 
-from . import conv2d, everything, instructions, memory, overhead, report, sizes, steps
+from . import conv2d, everything, instructions, memory, memory_bound, overhead, report, sizes, steps
 
 COMMANDS = {
     "conv2d": conv2d,
+    "memory_bound": memory_bound,
     "steps": steps,
     "sizes": sizes,
     "memory": memory,

@@ -4,6 +4,7 @@ A task is a dict that JSON can carry:
 
     {"kind": "layer", "case": a conv string, "dtype", "layout": "NCHW" or "NHWC", "cold": bool,
      "pass": "fwd", "bwd_input", "bwd_weight", or "autograd": forward and both gradients as a user asks for them}
+    {"kind": "memory_bound", "case": a name of memory_bound.CASES, "dtype", "layout", "pass"}
     {"kind": "step", "network", "mode": "train" or "infer", "layout", "batch": an int or None}
 """
 
@@ -21,7 +22,7 @@ from pyconv import ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._explain import candidate_call, explain_case, operands, torch_call
 
-from . import cudnn, networks, peers
+from . import cudnn, memory_bound, networks, peers
 from .subject import LARGEST_ERROR, Subject, errors, rotating
 from .summary import PACKED
 
@@ -40,6 +41,8 @@ def prepare(player: str, task: Task) -> Subject:
     if task["kind"] == "step":
         last = task["layout"] == "NHWC"
         return networks.subject(player, task["network"], task["batch"], last, task["mode"])
+    if task["kind"] == "memory_bound":
+        return memory_bound.subject(player, task)
     return _layer(player, task)
 
 

@@ -31,7 +31,7 @@ def order(run: tables.Record) -> tuple[object, ...]:
     """The plain run first: all threads, float32, each layer's own batch, eager torch."""
     a = run["arguments"]
     return (
-        ["conv2d", "steps", "sizes", "memory"].index(run["benchmark"]),
+        ["conv2d", "memory_bound", "steps", "sizes", "memory"].index(run["benchmark"]),
         *(
             a.get(key, "") not in ("", "None", "[]", "False", "cpu")
             for key in ("device", "peers", "cold", "passes")

@@ -122,7 +122,8 @@ def line(row: dict[str, Any]) -> str:
         text = f"{player} {m['median'] * 1e3:.3f} ms{'' if m['reliable'] else ' ?'}"
         text += f" ({m['error']:.0e}, {m['faults']:.0f} faults)"
         if player == "pyconv" and (roof := summary.share_of_roof(row)):
-            text += f" {row['flops'] / m['median'] / 1e9:.0f} GFLOP/s {roof:.0%} of roof"
+            work, unit = (row["flops"], "GFLOP/s") if "flops" in row else (row["bytes"], "GB/s")
+            text += f" {work / m['median'] / 1e9:.0f} {unit} {roof:.0%} of roof"
         if player not in summary.OURS and (ratio := summary.speedup(row, player)):
             text += f" x{ratio:.2f}"
         parts.append(text)

@@ -100,8 +100,7 @@ def roof(run: Record) -> str:
 def layers(run: Record, over: str = "torch", malloc: str = "default") -> str:
     """Every layer: forward / input gradient / weight gradient in both layouts, and the kernels."""
     rows = [r for r in run["rows"] if r["malloc"] == malloc]
-    timed = {r["pass"] for r in rows}
-    passes = [p for p in (*PASSES, summary.AUTOGRAD) if p in timed]
+    passes = list(dict.fromkeys(r["pass"] for r in rows))
     lines = []
     for layer, of_layer in summary.by(rows, lambda r: r["layer"]).items():
         cells = [layer]
