@@ -1,7 +1,7 @@
 // What a channel is normalised with, the vocabulary of planes.h and pixels.h, included once per ISA by each.
 
-#include "cpu/conv2d/cut.h"
-#include "cpu/conv2d/finish.h"
+#include "cpu/cut.h"
+#include "cpu/finish.h"
 
 constexpr int64_t samples = 8;  // values of a channel, whose mean is the first guess at the channel's
 
