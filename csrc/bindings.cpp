@@ -30,10 +30,6 @@
   "(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, float eps, str algorithm) -> " \
   "(Tensor dx, Tensor dweight, Tensor dbias)"
 
-#define BATCH_NORM_RELU_BWD                                                                             \
-  "(Tensor dy, Tensor y, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool residual, float eps, " \
-  "str algorithm) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
-
 // OP(name, arguments -> returns)
 #define PYCONV_OPS(OP)                                                                                                \
   OP(conv2d, "(Tensor x, Tensor w, Tensor? b, " CONV "str algorithm) -> Tensor")                                      \
@@ -46,6 +42,8 @@
      "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")              \
   OP(max_pool2d, "(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> (Tensor y, Tensor indices)")               \
   OP(max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE MAX_POOL "bool channels_last, str algorithm) -> Tensor")    \
+  OP(max_pool2d_taps, "(Tensor x, " MAX_POOL "bool ceil_mode, bool keep, str algorithm) -> (Tensor y, Tensor taps)")  \
+  OP(max_pool2d_taps_bwd, "(Tensor dy, Tensor taps, " PLANE AVG_POOL "bool channels_last, str algorithm) -> Tensor")  \
   OP(avg_pool2d,                                                                                                      \
      "(Tensor x, " AVG_POOL "bool ceil_mode, bool count_include_pad, int divisor, str algorithm) -> Tensor")          \
   OP(avg_pool2d_bwd, "(Tensor dy, " PLANE AVG_POOL                                                                    \
@@ -61,15 +59,7 @@
   OP(batch_norm_eval,                                                                                                 \
      "(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm) -> Tensor")         \
   OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                            \
-  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)                                                                             \
-  OP(batch_norm_relu_train,                                                                                           \
-     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str algorithm)"                           \
-     " -> (Tensor y, Tensor mean, Tensor var)")                                                                       \
-  OP(batch_norm_relu_eval,                                                                                            \
-     "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm)"  \
-     " -> Tensor")                                                                                                    \
-  OP(batch_norm_relu_train_bwd, BATCH_NORM_RELU_BWD)                                                                  \
-  OP(batch_norm_relu_eval_bwd, BATCH_NORM_RELU_BWD)
+  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)
 
 STABLE_TORCH_LIBRARY(pyconv, m) {
 #define DEFINE(name, signature) m.def(#name signature), m.def("_" #name signature);
@@ -166,6 +156,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("use_gpu_kernels", [](const std::string& path) { pyconv::gpu_library = &pyconv::cuda::load(path); });
   // From now on CPU tensors run on the emulated kernels of this shared object; "" for the CPU's kernels again.
+  m.def("emulates_cuda", [] { return pyconv::emulated_library != nullptr; });
   m.def("emulate_cuda",
         [](const std::string& path) { pyconv::emulated_library = path.empty() ? nullptr : &pyconv::cuda::load(path); });
   m.def("measured_flops", [](const std::string& dtype, int threads, double seconds) {

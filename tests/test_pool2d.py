@@ -113,6 +113,17 @@ def check_max(x, name, positional, keyword, algorithm=None):
     if x.shape[1] > 1:
         assert dx.stride() == x.stride()
 
+    keyword = {**keyword, "return_indices": False}
+    z = getattr(ops, name)(
+        x, *positional, **keyword, algorithm=algorithm
+    )  # where they stand is kept as taps
+    assert torch.equal(z, y)
+    (dx,) = torch.autograd.grad(z, x, dy)
+    assert_close(dx, DX, magnitude=scatter.view_as(X), terms=9, name="dx from taps")
+    assert x.shape[1] == 1 or dx.stride() == x.stride()
+    with torch.no_grad():  # nor that
+        assert torch.equal(getattr(ops, name)(x, *positional, **keyword, algorithm=algorithm), y)
+
 
 MAX_WINDOWS = {**WINDOWS, **DILATED}
 
@@ -376,6 +387,9 @@ def test_plain_pytorch_reference_says_the_same(layout):
     for ceil_mode in (False, True):
         y, indices = compare("max_pool2d", x, *window, 1, 2, ceil_mode, "")
         compare("max_pool2d_bwd", y, indices, 9, 10, *window, 1, 2, last, "")
+        y, taps = compare("max_pool2d_taps", x, *window, 1, 1, ceil_mode, True, "")
+        compare("max_pool2d_taps_bwd", y, taps, 9, 10, *window, last, "")
+        compare("max_pool2d_taps", x, *window, 1, 2, ceil_mode, False, "")
         for include, divisor in ((True, 0), (False, 0), (True, -3)):
             y = compare("avg_pool2d", x, *window, ceil_mode, include, divisor, "")
             compare("avg_pool2d_bwd", y, 9, 10, *window, include, divisor, last, "")

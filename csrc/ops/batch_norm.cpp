@@ -1,4 +1,4 @@
-// batch_norm and batch_norm_relu in training and in eval, and the gradients of each: tensors to shapes and pointers.
+// batch_norm in training and in eval, and the gradients of each: tensors to shapes and pointers.
 #include "cpu/batch_norm/batch_norm.h"
 
 #include "cuda/batch_norm/batch_norm.h"
@@ -58,69 +58,6 @@ Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor
   return {dx, dweight, dbias};
 }
 
-// batch_norm_relu has kernels for the CPU alone; elsewhere pyconv.ops puts it together.
-struct CallOnCpu : Call {
-  CallOnCpu(const char* op, const Tensor& input, double eps, bool training) : Call(op, input, eps, training) {
-    require(!input.is_cuda(), op, "the operands must be on the CPU");
-  }
-};
-
-const void* pointer(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
-
-// A tensor beside x: of its shape, dtype and layout.
-Tensor alike(const Call& call, const char* what, const Tensor& t) {
-  const Tensor& x = call.x;
-  require(t.dim() == 4 && t.size(0) == x.size(0) && t.size(1) == x.size(1) && t.size(2) == x.size(2) &&
-              t.size(3) == x.size(3) && t.scalar_type() == x.scalar_type(),
-          call.op, what);
-  return dense(t, call.layout);
-}
-
-OptionalTensor alike(const Call& call, const char* what, const OptionalTensor& t) {
-  if (!t) return std::nullopt;
-  return alike(call, what, *t);
-}
-
-constexpr const char* residual_fits = "the residual must have the shape and the dtype of x";
-
-Tensor3 relu_train(const Call& call, const OptionalTensor& residual, const OptionalTensor& weight,
-                   const OptionalTensor& bias, const std::string& algorithm) {
-  const batch_norm::Kernel& kernel = batch_norm::choose(call.shape, Pass::fwd, algorithm);
-  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias), rd = alike(call, residual_fits, residual);
-  Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
-  kernel.train(call.shape, call.x.const_data_ptr(), {pointer(wd), pointer(bd)}, {nullptr, pointer(rd), true},
-               y.mutable_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr());
-  return {y, mean, var};
-}
-
-Tensor relu_eval(const Call& call, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                 const OptionalTensor& weight, const OptionalTensor& bias, const std::string& algorithm) {
-  const batch_norm::Kernel& kernel = batch_norm::choose(call.shape, Pass::fwd, algorithm);
-  const Tensor md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias), rd = alike(call, residual_fits, residual);
-  Tensor y = call.like_x();
-  kernel.eval(call.shape, call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()},
-              {pointer(wd), pointer(bd)}, {nullptr, pointer(rd), true}, y.mutable_data_ptr());
-  return y;
-}
-
-// dresidual is empty where no residual asks for it.
-Tensor4 relu_bwd(const Call& call, const Tensor& dy, const Tensor& y, bool residual, const Tensor& mean,
-                 const Tensor& var, const OptionalTensor& weight, const std::string& algorithm) {
-  const batch_norm::Kernel& kernel = batch_norm::choose(call.shape, Pass::bwd_input, algorithm);
-  const Tensor dyd = alike(call, "dy must have the shape and the dtype of x", dy);
-  const Tensor yd = alike(call, "y must have the shape and the dtype of x", y);
-  const Tensor md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor wd = call.channels(weight);
-  Tensor dx = call.like_x(), dweight = call.one_per_channel(), dbias = call.one_per_channel();
-  Tensor dresidual = residual ? call.like_x() : torch::stable::new_empty(call.x, {0});
-  kernel.bwd(call.shape, {dyd.const_data_ptr(), yd.const_data_ptr()}, call.x.const_data_ptr(),
-             {md.const_data_ptr(), vd.const_data_ptr()}, pointer(wd),
-             {dx.mutable_data_ptr(), dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
-              residual ? dresidual.mutable_data_ptr() : nullptr});
-  return {dx, dresidual, dweight, dbias};
-}
-
 }  // namespace
 
 Tensor3 batch_norm_train(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
@@ -156,32 +93,6 @@ Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& me
 Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                             const OptionalTensor& weight, double eps, const std::string& algorithm) {
   return bwd(Call("pyconv::batch_norm_eval_bwd", x, eps, false), dy, mean, var, weight, algorithm);
-}
-
-Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
-                              const OptionalTensor& bias, double eps, const std::string& algorithm) {
-  return relu_train(CallOnCpu("pyconv::batch_norm_relu_train", x, eps, true), residual, weight, bias, algorithm);
-}
-
-Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
-                            const std::string& algorithm) {
-  const CallOnCpu call("pyconv::batch_norm_relu_eval", x, eps, false);
-  return relu_eval(call, residual, mean, var, weight, bias, algorithm);
-}
-
-Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                  const std::string& algorithm) {
-  const CallOnCpu call("pyconv::batch_norm_relu_train_bwd", x, eps, true);
-  return relu_bwd(call, dy, y, residual, mean, var, weight, algorithm);
-}
-
-Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                 const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                 const std::string& algorithm) {
-  const CallOnCpu call("pyconv::batch_norm_relu_eval_bwd", x, eps, false);
-  return relu_bwd(call, dy, y, residual, mean, var, weight, algorithm);
 }
 
 }  // namespace pyconv::ops

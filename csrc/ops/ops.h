@@ -9,7 +9,6 @@ namespace pyconv::ops {
 using OptionalTensor = std::optional<Tensor>;
 using Tensor2 = std::tuple<Tensor, Tensor>;
 using Tensor3 = std::tuple<Tensor, Tensor, Tensor>;
-using Tensor4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // conv2d.cpp
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
@@ -32,6 +31,11 @@ Tensor2 max_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t 
 Tensor max_pool2d_bwd(const Tensor& dy, const Tensor& indices, int64_t IH, int64_t IW, int64_t KH, int64_t KW,
                       int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, bool channels_last,
                       const std::string& algorithm);
+Tensor2 max_pool2d_taps(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+                        int64_t DH, int64_t DW, bool ceil_mode, bool keep, const std::string& algorithm);
+Tensor max_pool2d_taps_bwd(const Tensor& dy, const Tensor& taps, int64_t IH, int64_t IW, int64_t KH, int64_t KW,
+                           int64_t SH, int64_t SW, int64_t PH, int64_t PW, bool channels_last,
+                           const std::string& algorithm);
 Tensor avg_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
                   bool ceil_mode, bool count_include_pad, int64_t divisor, const std::string& algorithm);
 Tensor avg_pool2d_bwd(const Tensor& dy, int64_t IH, int64_t IW, int64_t KH, int64_t KW, int64_t SH, int64_t SW,
@@ -55,16 +59,5 @@ Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& me
                              const OptionalTensor& weight, double eps, const std::string& algorithm);
 Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                             const OptionalTensor& weight, double eps, const std::string& algorithm);
-Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
-                              const OptionalTensor& bias, double eps, const std::string& algorithm);
-Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
-                            const std::string& algorithm);
-Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                  const std::string& algorithm);
-Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
-                                 const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                 const std::string& algorithm);
 
 }  // namespace pyconv::ops

@@ -84,12 +84,12 @@ const int64_t* int64s(const void* p) { return static_cast<const int64_t*>(p); }
 // The CPU's list and the kernel it chooses as one function, of the signature that cuda::pool2d has.
 void cpu_max_fwd(const char* op, const Pool2dShape& s, const void* x, void* y, int64_t* indices,
                  const std::string& algorithm) {
-  pool2d::choose_max(op, s, Pass::fwd, algorithm).fwd(s, x, y, indices);
+  pool2d::choose_max(op, s, Pass::fwd, algorithm).fwd(s, x, y, {indices, nullptr});
 }
 
 void cpu_max_bwd(const char* op, const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx,
                  const std::string& algorithm) {
-  pool2d::choose_max(op, s, Pass::bwd_input, algorithm).bwd(s, dy, indices, dx);
+  pool2d::choose_max(op, s, Pass::bwd_input, algorithm).bwd(s, dy, {indices, nullptr}, dx);
 }
 
 void cpu_avg_fwd(const char* op, const Pool2dShape& s, const void* x, void* y, const std::string& algorithm) {
@@ -129,6 +129,12 @@ Tensor max_bwd(const char* op, const Pool2dShape& s, const Tensor& dy, const Ten
   return dx;
 }
 
+// Taps are for the CPU alone, where indices, eight bytes each, cost more than the maxima.
+void require_taps(const char* op, const Pool2dShape& s) {
+  require(s.h.dilation == 1 && s.w.dilation == 1 && s.h.kernel * s.w.kernel <= pool2d::most_taps, op,
+          "taps are of undilated windows of at most 255 pixels");
+}
+
 Tensor avg_fwd(const char* op, const Pool2dShape& s, const Tensor& x, const std::string& algorithm) {
   const Tensor xd = dense(x, s.layout);
   Tensor y = empty_y(s, x.scalar_type(), x);
@@ -158,6 +164,49 @@ Tensor2 max_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t 
                          dtype_of(x, op),
                          layout_of(x)};
   return max_fwd(op, s, x, algorithm);
+}
+
+Tensor2 max_pool2d_taps(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+                        int64_t DH, int64_t DW, bool ceil_mode, bool keep, const std::string& algorithm) {
+  const char* op = "max_pool2d";
+  require_image(op, x);
+  require(!x.is_cuda(), op, "taps are for the CPU");
+  const Pool2dShape s = {x.size(0),
+                         x.size(1),
+                         forward_axis(op, {x.size(2), 0, KH, SH, PH, DH}, ceil_mode),
+                         forward_axis(op, {x.size(3), 0, KW, SW, PW, DW}, ceil_mode),
+                         dtype_of(x, op),
+                         layout_of(x)};
+  if (keep) require_taps(op, s);
+  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::fwd, algorithm);
+  const Tensor xd = dense(x, s.layout);
+  Tensor y = empty_y(s, x.scalar_type(), x);
+  Tensor taps = keep ? empty_y(s, ScalarType::Byte, x) : torch::stable::new_empty(x, {0}, ScalarType::Byte);
+  kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr(),
+             {nullptr, keep ? static_cast<uint8_t*>(taps.mutable_data_ptr()) : nullptr});
+  return {y, taps};
+}
+
+Tensor max_pool2d_taps_bwd(const Tensor& dy, const Tensor& taps, int64_t IH, int64_t IW, int64_t KH, int64_t KW,
+                           int64_t SH, int64_t SW, int64_t PH, int64_t PW, bool channels_last,
+                           const std::string& algorithm) {
+  const char* op = "max_pool2d_taps_bwd";
+  require(!dy.is_cuda(), op, "taps are for the CPU");
+  require(dy.dim() == 4 && taps.dim() == 4 && taps.scalar_type() == ScalarType::Byte, op, "taps must be 4-D and uint8");
+  for (int d = 0; d < 4; d++) require(dy.size(d) == taps.size(d), op, "taps must have the pooled shape");
+  const Pool2dShape s = {dy.size(0),
+                         dy.size(1),
+                         backward_axis(op, {IH, dy.size(2), KH, SH, PH, 1}),
+                         backward_axis(op, {IW, dy.size(3), KW, SW, PW, 1}),
+                         dtype_of(dy, op),
+                         layout(channels_last)};
+  require_taps(op, s);
+  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::bwd_input, algorithm);
+  const Tensor dyd = dense(dy, s.layout), td = dense(taps, s.layout);
+  Tensor dx = empty_x(s, dy);
+  kernel.bwd(s, dyd.const_data_ptr(), {nullptr, static_cast<const uint8_t*>(td.const_data_ptr())},
+             dx.mutable_data_ptr());
+  return dx;
 }
 
 Tensor max_pool2d_bwd(const Tensor& dy, const Tensor& indices, int64_t IH, int64_t IW, int64_t KH, int64_t KW,

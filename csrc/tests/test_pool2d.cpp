@@ -122,11 +122,20 @@ bool check_max(const Pool2dShape& s, const pool2d::MaxKernel& fwd, const pool2d:
   const Typed<T> tx(x), tdy(dy);
   Typed<T> y(dy.size()), dx(x.size());
   const std::unique_ptr<int64_t[]> indices(new int64_t[dy.size()]);
-  fwd.fwd(s, tx.data(), y.data(), indices.get());
-  bwd.bwd(s, tdy.data(), indices.get(), dx.data());
+  fwd.fwd(s, tx.data(), y.data(), {indices.get(), nullptr});
+  bwd.bwd(s, tdy.data(), {indices.get(), nullptr}, dx.data());
   bool good = same("y", y, expected_y) & same("dx", dx, expected_dx);
   for (size_t i = 0; i < dy.size(); i++) good &= indices[i] == expected_index[i];
-  return good;
+
+  Typed<T> values(dy.size());
+  fwd.fwd(s, tx.data(), values.data(), {nullptr, nullptr});
+  good &= same("y without indices", values, expected_y);
+  if (s.h.adaptive() || s.w.adaptive() || s.h.dilation > 1 || s.w.dilation > 1) return good;
+  Typed<T> of_taps(dy.size()), dx_of_taps(x.size());
+  const std::unique_ptr<uint8_t[]> taps(new uint8_t[dy.size()]);
+  fwd.fwd(s, tx.data(), of_taps.data(), {nullptr, taps.get()});
+  bwd.bwd(s, tdy.data(), {nullptr, taps.get()}, dx_of_taps.data());
+  return good & same("y with taps", of_taps, expected_y) & same("dx from taps", dx_of_taps, expected_dx);
 }
 
 template <class T>

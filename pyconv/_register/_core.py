@@ -259,6 +259,13 @@ def _autograd_kernel(
     return kernel
 
 
+def wants_derivative(*tensors: Tensor) -> bool:
+    """Whether a call may be asked for one: by backward, forward mode, a transform or a compiler."""
+    if _compiling() or _transforming() or forward_ad._current_level >= 0:
+        return True
+    return _grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def under_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call` for people: casts first where autocast is on.
 

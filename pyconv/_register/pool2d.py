@@ -4,7 +4,8 @@
     add     dx[i] += dy                max_pool2d_bwd, adaptive_max_pool2d_bwd
     place   y[i] = x, zero elsewhere   max_unpool2d; the same as add where no two i are equal
 
-gather and add are each other's gradient. Average pooling is linear: its gradient's gradient is
+Where nobody asks for i, windows name their maximum by its tap instead, kh*KW + kw in one byte, or
+not at all. gather and add are each other's gradient. Average pooling is linear: its gradient's gradient is
 itself. In every map an image of the batch is on its own, so a batching rule folds into N.
 """
 
@@ -16,8 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _pool_shapes
-from pyconv._register._core import empty, format_of, is_channels_last, memory_format, register
+from pyconv import _native, _pool_shapes
+from pyconv._register._core import (
+    empty,
+    format_of,
+    is_channels_last,
+    memory_format,
+    register,
+    wants_derivative,
+)
 
 
 def _folded(call: Callable[..., Any], tensors: int) -> Callable[..., Any]:
@@ -101,6 +109,77 @@ def _fake_max_bwd(dy, indices, ih, iw, kh, kw, sh, sw, ph, pw, dh, dw, channels_
 def _add_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
     (indices,) = ctx.saved_tensors
     return max_bwd(tdy, indices, *ctx.rest)
+
+
+# --- y, taps = max_pool2d_taps(x)
+
+
+def tells_taps(
+    x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int, _: bool
+) -> bool:
+    """Whether max_pool2d_taps can pool x: on the CPU, and with a tap for every pixel if one asks."""
+    if x.is_cuda or (_native.lib is not None and _native.lib.emulates_cuda()):
+        return False
+    return (dh == dw == 1 and kh * kw <= 255) or not wants_derivative(x)
+
+
+def _fake_taps(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, keep, algorithm):
+    size = _pool_shapes.pool2d(
+        "max_pool2d", x.shape, (kh, kw), (sh, sw), (ph, pw), (dh, dw), ceil_mode
+    )
+    format = memory_format(x)
+    y = empty(x, size, format)
+    return y, empty(x, size, format, dtype=torch.uint8) if keep else x.new_empty(
+        0, dtype=torch.uint8
+    )
+
+
+def _indices_of(taps: Tensor, iw: Any, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int) -> Any:
+    """i of taps; outside of backward and forward mode of higher order nobody asks."""
+    tap = taps.long()
+    rows = torch.arange(taps.shape[2], device=taps.device)[:, None] * sh - ph + tap // kw
+    return rows * iw + torch.arange(taps.shape[3], device=taps.device) * sw - pw + tap % kw
+
+
+def _taps_setup(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
+    x, *window, _dh, _dw, _ceil_mode, _keep, ctx.algorithm = inputs
+    y, taps = outputs
+    ctx.mark_non_differentiable(taps)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(taps)
+    ctx.save_for_forward(taps)
+    ctx.window = window
+    ctx.ih, ctx.iw = x.shape[2:]
+    ctx.channels_last = _one_layout(x, y)
+
+
+def _taps_backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
+    none = (None,) * 11
+    if dy is None:
+        return None, *none
+    (taps,) = ctx.saved_tensors
+    dx = taps_bwd(dy, taps, ctx.ih, ctx.iw, *ctx.window, ctx.channels_last, ctx.algorithm)
+    return dx, *none
+
+
+def _taps_jvp(ctx: Any, tx: Tensor, *_: Any) -> Any:
+    (taps,) = ctx.saved_tensors
+    return gather(tx, _indices_of(taps, ctx.iw, *ctx.window), ""), None
+
+
+def _fake_taps_bwd(dy, taps, ih, iw, kh, kw, sh, sw, ph, pw, channels_last, algorithm):
+    return empty(dy, (dy.shape[0], dy.shape[1], ih, iw), format_of(channels_last))
+
+
+def _taps_bwd_backward(ctx: Any, g: Tensor) -> Any:
+    (taps,) = ctx.saved_tensors
+    _ih, iw, *window, _channels_last, _algorithm = ctx.rest
+    return gather(g, _indices_of(taps, iw, *window), ""), *(None,) * (1 + len(ctx.rest))
+
+
+def _taps_bwd_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
+    (taps,) = ctx.saved_tensors
+    return taps_bwd(tdy, taps, *ctx.rest)
 
 
 # --- y, i = adaptive_max_pool2d(x)
@@ -263,6 +342,24 @@ max_bwd: Callable[..., Any] = register(
     backward=_add_backward,
     jvp=_add_jvp,
     vmap=_folded(lambda *args: max_bwd(*args), 2),
+)
+max_taps: Callable[..., Any] = register(
+    "max_pool2d_taps",
+    tensors=1,
+    fake=_fake_taps,
+    setup=_taps_setup,
+    backward=_taps_backward,
+    jvp=_taps_jvp,
+    vmap=_folded(lambda *args: max_taps(*args), 1),
+)
+taps_bwd: Callable[..., Any] = register(
+    "max_pool2d_taps_bwd",
+    tensors=2,
+    fake=_fake_taps_bwd,
+    setup=_add_setup,
+    backward=_taps_bwd_backward,
+    jvp=_taps_bwd_jvp,
+    vmap=_folded(lambda *args: taps_bwd(*args), 2),
 )
 adaptive_max: Callable[..., Any] = register(
     "adaptive_max_pool2d",

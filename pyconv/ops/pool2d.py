@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyconv import _pool_shapes
 from pyconv._register import pool2d as _pool2d
+from pyconv._register._core import wants_derivative
 from pyconv._shapes import ShapeError, pair
 from pyconv.ops._check import algorithm_name, batched, floating, tensor
 
@@ -89,12 +90,16 @@ def max_pool2d(
         x = _images(input)
         (kh, kw), (sh, sw), (ph, pw) = _pool_shapes.window(op, kernel_size, stride, padding)
         dh, dw = pair(op, "dilation", dilation)
-        y, indices = _pool2d.max_pool(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm or "")
+        window = (kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode)
+        if return_indices or not _pool2d.tells_taps(x, *window):
+            y, indices = _pool2d.max_pool(x, *window, algorithm or "")
+        else:
+            y, indices = _pool2d.max_taps(x, *window, wants_derivative(x), algorithm or "")
     except Exception:
         _check_pool(op, input, kernel_size, stride, padding, dilation, ceil_mode, algorithm)
         raise
     if x is not input:
-        y, indices = y.squeeze(0), indices.squeeze(0)
+        y, indices = y.squeeze(0), indices.squeeze(0) if return_indices else indices
     return (y, indices) if return_indices else y
 
 

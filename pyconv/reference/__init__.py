@@ -21,5 +21,7 @@ from pyconv.reference.pool2d import avg_pool2d as avg_pool2d
 from pyconv.reference.pool2d import avg_pool2d_bwd as avg_pool2d_bwd
 from pyconv.reference.pool2d import max_pool2d as max_pool2d
 from pyconv.reference.pool2d import max_pool2d_bwd as max_pool2d_bwd
+from pyconv.reference.pool2d import max_pool2d_taps as max_pool2d_taps
+from pyconv.reference.pool2d import max_pool2d_taps_bwd as max_pool2d_taps_bwd
 from pyconv.reference.pool2d import max_unpool2d as max_unpool2d
 from pyconv.reference.pool2d import max_unpool2d_bwd as max_unpool2d_bwd

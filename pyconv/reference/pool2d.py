@@ -133,6 +133,51 @@ def max_pool2d_bwd(
     return adaptive_max_pool2d_bwd(dy, indices, ih, iw, channels_last, algorithm)
 
 
+def max_pool2d_taps(
+    x: Tensor,
+    kh: int,
+    kw: int,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    ceil_mode: bool,
+    keep: bool,
+    algorithm: str,
+) -> tuple[Tensor, Tensor]:
+    """As max_pool2d; instead of indices, if one asks to `keep` them, taps kh*KW + kw in a byte."""
+    y, indices = max_pool2d(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm)
+    if not keep:
+        return y, x.new_empty(0, dtype=torch.uint8)
+    iw = x.shape[3]
+    row = torch.arange(y.shape[2], device=x.device)[:, None] * sh - ph
+    column = torch.arange(y.shape[3], device=x.device) * sw - pw
+    return y, ((indices // iw - row) * kw + indices % iw - column).to(torch.uint8)
+
+
+def max_pool2d_taps_bwd(
+    dy: Tensor,
+    taps: Tensor,
+    ih: int,
+    iw: int,
+    kh: int,
+    kw: int,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    channels_last: bool,
+    algorithm: str,
+) -> Tensor:
+    """dx += dy where the taps say."""
+    tap = taps.long()
+    row = torch.arange(taps.shape[2], device=dy.device)[:, None] * sh - ph + tap // kw
+    column = torch.arange(taps.shape[3], device=dy.device) * sw - pw + tap % kw
+    return adaptive_max_pool2d_bwd(dy, row * iw + column, ih, iw, channels_last, algorithm)
+
+
 def adaptive_max_pool2d(x: Tensor, oh: int, ow: int, algorithm: str) -> tuple[Tensor, Tensor]:
     """The same over the windows [floor(o*I/O), ceil((o+1)*I/O)) of each axis."""
     return _max(x, _adaptive(x.shape[2], oh), _adaptive(x.shape[3], ow))

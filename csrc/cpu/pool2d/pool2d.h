@@ -9,9 +9,21 @@
 
 namespace pyconv::pool2d {
 
-// Operands are dense in s.layout and of type s.dtype; indices (N, C, OH, OW) are offsets ih*IW + iw into the plane, -1
-// where a window holds no pixel; outputs are written whole.
-using MaxFwd = void(const Pool2dShape& s, const void* x, void* y, int64_t* indices);
+// Where maxima stand, (N, C, OH, OW), in one of two ways or, where nobody asks, neither: indices are offsets ih*IW + iw
+// into the plane, -1 where a window holds no pixel; taps are kh*KW + kw of plain undilated windows, one byte each.
+struct Where {
+  int64_t* indices;
+  uint8_t* taps;
+};
+struct WhereWas {
+  const int64_t* indices;
+  const uint8_t* taps;
+};
+constexpr int64_t most_taps = 255;
+
+// Operands are dense in s.layout and of type s.dtype; outputs are written whole.
+using MaxFwd = void(const Pool2dShape& s, const void* x, void* y, const Where& where);
+using MaxBwd = void(const Pool2dShape& s, const void* dy, const WhereWas& where, void* dx);
 using AvgFwd = void(const Pool2dShape& s, const void* x, void* y);
 using AvgBwd = void(const Pool2dShape& s, const void* dy, void* dx);
 // Between a pooled tensor (h.out, w.out) and the planes (h.in, w.in) that indices point into.
@@ -25,7 +37,7 @@ struct MaxKernel {
   const char* source;  // file, relative to the repository
   WhyNot* why_not;
   MaxFwd* fwd;
-  ToPlane* bwd;  // dx[index] += dy
+  MaxBwd* bwd;  // dx[index] += dy
 };
 struct AvgKernel {
   const char* name;
@@ -57,23 +69,23 @@ std::vector<Answer> ask_unpool(const Pool2dShape& s, Pass pass, Ask what);
 // reference.cpp: the formula, any type, any window.
 WhyNot reference_why_not;
 MaxFwd reference_max_fwd;
-ToPlane reference_max_bwd;
+MaxBwd reference_max_bwd;
 AvgFwd reference_avg_fwd;
 AvgBwd reference_avg_bwd;
 ToPlane reference_unpool_fwd;
 FromPlane reference_unpool_bwd;
 
-// channels.cpp: float32 channels_last, lanes are channels.
+// channels.cpp: channels_last, lanes are channels.
 WhyNot channels_max_why_not, channels_avg_why_not;
 MaxFwd channels_max_fwd;
-ToPlane channels_max_bwd;
+MaxBwd channels_max_bwd;
 AvgFwd channels_avg_fwd;
 AvgBwd channels_avg_bwd;
 
-// rows.cpp: float32 NCHW, lanes are columns of the output.
+// rows.cpp: NCHW, lanes are columns of the output.
 WhyNot rows_max_why_not, rows_avg_why_not;
 MaxFwd rows_max_fwd;
-ToPlane rows_max_bwd;
+MaxBwd rows_max_bwd;
 AvgFwd rows_avg_fwd;
 AvgBwd rows_avg_bwd;
 

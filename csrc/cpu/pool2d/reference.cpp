@@ -51,8 +51,20 @@ void for_outputs_seeing(const Pool2dShape& s, int64_t ih, int64_t iw, const Body
   }
 }
 
+// The tap of pixel `index` in window (oh, ow), and back; -1 where there is none.
+int64_t tap_of(const Pool2dShape& s, int64_t oh, int64_t ow, int64_t index) {
+  const int64_t kh = index / s.w.in + s.h.padding - oh * s.h.stride,
+                kw = index % s.w.in + s.w.padding - ow * s.w.stride;
+  return kh * s.w.kernel + kw;
+}
+int64_t index_of_tap(const Pool2dShape& s, int64_t oh, int64_t ow, int64_t tap) {
+  const int64_t ih = oh * s.h.stride - s.h.padding + tap / s.w.kernel;
+  const int64_t iw = ow * s.w.stride - s.w.padding + tap % s.w.kernel;
+  return ih >= 0 && ih < s.h.in && iw >= 0 && iw < s.w.in ? ih * s.w.in + iw : -1;
+}
+
 template <class T>
-void max_fwd(const Pool2dShape& s, const T* x, T* y, int64_t* indices) {
+void max_fwd(const Pool2dShape& s, const T* x, T* y, const Where& where) {
   const Index4 X = s.x_index(), Y = s.y_index();
   for_planes(s, [&](int64_t n, int64_t c) {
     for_outputs(s, [&](int64_t oh, int64_t ow) {
@@ -66,19 +78,21 @@ void max_fwd(const Pool2dShape& s, const T* x, T* y, int64_t* indices) {
         }
       });
       store(&y[Y(n, c, oh, ow)], best);
-      indices[Y(n, c, oh, ow)] = index;
+      if (where.indices) where.indices[Y(n, c, oh, ow)] = index;
+      if (where.taps) where.taps[Y(n, c, oh, ow)] = static_cast<uint8_t>(tap_of(s, oh, ow, index));
     });
   });
 }
 
 template <class T>
-void max_bwd(const Pool2dShape& s, const T* dy, const int64_t* indices, T* dx) {
+void max_bwd(const Pool2dShape& s, const T* dy, const WhereWas& where, T* dx) {
   const Index4 X = s.x_index(), Y = s.y_index();
   const int64_t pixels = s.h.in * s.w.in;
   for_planes(s, [&](int64_t n, int64_t c) {
     std::vector<acc_t<T>> sum(pixels);
     for_outputs(s, [&](int64_t oh, int64_t ow) {
-      const int64_t index = indices[Y(n, c, oh, ow)];
+      const int64_t at = Y(n, c, oh, ow);
+      const int64_t index = where.indices ? where.indices[at] : index_of_tap(s, oh, ow, where.taps[at]);
       if (index >= 0 && index < pixels) sum[index] += widen(dy[Y(n, c, oh, ow)]);
     });
     for (int64_t i = 0; i < pixels; i++) store(&dx[X(n, c, i / s.w.in, i % s.w.in)], sum[i]);
@@ -141,17 +155,17 @@ void unpool_bwd(const Pool2dShape& s, const T* dy, const int64_t* indices, T* dx
 
 std::string reference_why_not(const Pool2dShape&, Pass, Ask) { return ""; }
 
-void reference_max_fwd(const Pool2dShape& s, const void* x, void* y, int64_t* indices) {
+void reference_max_fwd(const Pool2dShape& s, const void* x, void* y, const Where& where) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    max_fwd(s, static_cast<const T*>(x), static_cast<T*>(y), indices);
+    max_fwd(s, static_cast<const T*>(x), static_cast<T*>(y), where);
   });
 }
 
-void reference_max_bwd(const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx) {
+void reference_max_bwd(const Pool2dShape& s, const void* dy, const WhereWas& where, void* dx) {
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    max_bwd(s, static_cast<const T*>(dy), indices, static_cast<T*>(dx));
+    max_bwd(s, static_cast<const T*>(dy), where, static_cast<T*>(dx));
   });
 }
 

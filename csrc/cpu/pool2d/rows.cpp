@@ -1,4 +1,4 @@
-// Instances of rows.h for every ISA, and when they can run.
+// Instances of rows.h for every ISA and storage type, and when they can run.
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/pool2d/pool2d.h"
@@ -12,7 +12,6 @@ namespace pyconv::pool2d {
 namespace {
 
 std::string rows_why_not(const Pool2dShape& s) {
-  if (s.dtype != DType::f32) return std::string("it computes in float32, not ") + name_of(s.dtype);
   if (s.layout != Layout::nchw) return "its lanes are columns, which lie apart in channels_last";
   return "";
 }
@@ -36,22 +35,16 @@ std::string rows_max_why_not(const Pool2dShape& s, Pass pass, Ask) {
   return rows_why_not(s);
 }
 
-void rows_max_fwd(const Pool2dShape& s, const void* x, void* y, int64_t* indices) {
-  PYCONV_PER_ISA(pool2d_rows::max_fwd)
-  (s, static_cast<const float*>(x), static_cast<float*>(y), indices);
+void rows_max_fwd(const Pool2dShape& s, const void* x, void* y, const Where& where) {
+  PYCONV_PER_ISA(pool2d_rows::max_fwd)(s, x, y, where);
 }
 
-void rows_max_bwd(const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx) {
-  PYCONV_PER_ISA(pool2d_rows::max_bwd)
-  (s, static_cast<const float*>(dy), indices, static_cast<float*>(dx));
+void rows_max_bwd(const Pool2dShape& s, const void* dy, const WhereWas& where, void* dx) {
+  PYCONV_PER_ISA(pool2d_rows::max_bwd)(s, dy, where, dx);
 }
 
-void rows_avg_fwd(const Pool2dShape& s, const void* x, void* y) {
-  PYCONV_PER_ISA(pool2d_rows::avg_fwd)(s, static_cast<const float*>(x), static_cast<float*>(y));
-}
+void rows_avg_fwd(const Pool2dShape& s, const void* x, void* y) { PYCONV_PER_ISA(pool2d_rows::avg_fwd)(s, x, y); }
 
-void rows_avg_bwd(const Pool2dShape& s, const void* dy, void* dx) {
-  PYCONV_PER_ISA(pool2d_rows::avg_bwd)(s, static_cast<const float*>(dy), static_cast<float*>(dx));
-}
+void rows_avg_bwd(const Pool2dShape& s, const void* dy, void* dx) { PYCONV_PER_ISA(pool2d_rows::avg_bwd)(s, dy, dx); }
 
 }  // namespace pyconv::pool2d

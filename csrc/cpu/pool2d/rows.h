@@ -1,23 +1,20 @@
 // pool2d / rows.
-// Computes  maxima with their indices, means, and both gradients, of plain windows. Separably: a row of x is reduced over
+// Computes  maxima with where they stand, means, and both gradients, of plain windows. Separably: a row of x is reduced over
 //           KW once, and the KH row results of a window are then combined: KH + KW steps a window, not KH*KW. Columns
 //           first, then rows, keeps reference.cpp's choice among equals; a mean adds in another order than it
-// Shapes    x (N,C,IH,IW), y and indices (N,C,OH,OW): float32 NCHW, lanes are columns of y.
+// Shapes    x (N,C,IH,IW), y and where (N,C,OH,OW): NCHW, lanes are columns of y.
 //           A padded row is split by column modulo SW into phases (SW, length): column p lies at phases[p % SW][p / SW],
 //           so that tap kw meets ow at phases[kw*DW % SW][ow + kw*DW / SW], contiguous in ow for every stride
-// Tiling    thread: planes in ascending order; one split row and a ring of row results, all in L1 for common widths.
-//           The last vector of a row of y runs on into the next one, which is written later
+// Tiling    thread: planes in ascending order; one split row and a ring of row results, all in L1 for common widths
 // Cost      forward, per row of x: one copy and KW vector steps per L outputs; per row of y: KH more
-// Limits    float32, NCHW, planes below 2^31 pixels, no adaptive windows (max's backward, a scatter, takes any)
+// Limits    NCHW, planes below 2^31 pixels, no adaptive windows (max's backward from indices, a scatter, takes any)
 // Source    reference.cpp; separable windows as in van Herk, Pattern Recognition Letters 13(7), 1992
 
 namespace pool2d_rows {
 namespace {
 
-constexpr int64_t L = Vec<float>::size;
-using Values = vec<float>;
-using Columns = vec<int32_t>;
-typedef int64_t Stored __attribute__((vector_size(L * sizeof(int64_t))));  // L indices as they are stored
+#include "cpu/pool2d/phases.h"
+#include "cpu/pool2d/where.h"
 
 constexpr int64_t serial_pixels = 16384;  // pixels below which one thread is enough
 
@@ -27,99 +24,32 @@ void for_planes(const Pool2dShape& s, const Planes& planes) {
   parallel_for(s.N * s.C, divide_up(serial_pixels, s.h.in * s.w.in), planes);
 }
 
-int64_t whole_vectors(int64_t width) { return divide_up(width, L) * L; }
-
-// Memory of this thread for one call, one array per slot.
-template <class T>
-T* array(int slot, int64_t count) {
-  return static_cast<T*>(scratch(slot, size_t(count) * sizeof(T)));
-}
-
-// A vector of outputs where there is `room` for that many.
-PYCONV_INLINE void put(float* p, Values v, int64_t room) { room >= L ? store(p, v) : store_first(p, v, room); }
-
-PYCONV_INLINE void put(int64_t* p, Columns v, int64_t room) {
-  const Stored wide = __builtin_convertvector(v, Stored);
-  if (room >= L) {
-    __builtin_memcpy(p, &wide, sizeof wide);
-  } else {
-    for (int64_t k = 0; k < room; k++) p[k] = wide[k];
-  }
-}
-
-// The (SW, length) phases of a padded row, and the way there and back for the columns inside the padding.
-struct Phases {
-  int64_t columns, stride, length;
-  int64_t* origin;  // (SW,) where column 0 .. SW-1 of the row lies; the next of its phase follows
-
-  Phases(const PoolAxis& w, int64_t length, int64_t* origin)
-      : columns(w.in), stride(w.stride), length(length), origin(origin) {
-    for (int64_t column = 0; column < stride; column++) origin[column] = at(w.padding + column);
-  }
-
-  int64_t at(int64_t padded_column) const { return padded_column % stride * length + padded_column / stride; }
-
-  void split(const float* row, float* phases) const {
-    if (stride == 1) {
-      __builtin_memcpy(phases + origin[0], row, size_t(columns) * sizeof(float));
-    } else if (stride == 2) {
-      float* __restrict even = phases + origin[0], * __restrict odd = phases + origin[1];
-      for (int64_t j = 0; j < columns / 2; j++) {
-        even[j] = row[2 * j];
-        odd[j] = row[2 * j + 1];
-      }
-      if (columns % 2) even[columns / 2] = row[columns - 1];
-    } else {
-      for (int64_t first = 0; first < at_most(stride, columns); first++) {
-        float* phase = phases + origin[first];
-        for (int64_t column = first; column < columns; column += stride) *phase++ = row[column];
-      }
-    }
-  }
-
-  void join(const float* phases, float* row) const {
-    if (stride == 1) {
-      __builtin_memcpy(row, phases + origin[0], size_t(columns) * sizeof(float));
-    } else if (stride == 2) {
-      const float* __restrict even = phases + origin[0], * __restrict odd = phases + origin[1];
-      for (int64_t j = 0; j < columns / 2; j++) {
-        row[2 * j] = even[j];
-        row[2 * j + 1] = odd[j];
-      }
-      if (columns % 2) row[columns - 1] = even[columns / 2];
-    } else {
-      for (int64_t first = 0; first < at_most(stride, columns); first++) {
-        const float* phase = phases + origin[first];
-        for (int64_t column = first; column < columns; column += stride) row[column] = *phase++;
-      }
-    }
-  }
-};
-
 // What the forward passes share: the split row, where its taps lie, and the ring of rows of x already reduced.
+template <class T>
 struct Windows {
+  using A = acc_t<T>;
   const PoolAxis h, w;
   const int64_t width, ring;  // a row result is `width` wide; the rows of one window fit the ring
   int64_t* const table;       // the four tables below
-  const Phases row;
+  const Phases<A> row;
   int64_t* const tap;    // (KW,) where each tap lies in phases
   int64_t* const holds;  // (ring,) the row of x in each slot
   int64_t* const place;  // (KH,) where the rows of the present window lie in reduced
-  float* const phases;   // (SW, row.length), of one row of x
-  float* const reduced;  // (ring, width)
+  A* const phases;       // (SW, row.length), of one row of x
+  A* const reduced;      // (ring, width)
 
-  Windows(const Pool2dShape& s, float padding_value)
+  Windows(const Pool2dShape& s, A padding_value)
       : h(s.h),
         w(s.w),
-        width(whole_vectors(w.out)),
+        width(round_up(w.out, Vec<A>::size)),
         ring((h.kernel - 1) * h.dilation + 1),
         table(array<int64_t>(3, w.stride + w.kernel + ring + h.kernel)),
         row(w, at_least(width + (w.kernel - 1) * w.dilation / w.stride, (w.padding + w.in - 1) / w.stride + 1), table),
         tap(table + w.stride),
         holds(tap + w.kernel),
         place(holds + ring),
-        phases(array<float>(0, w.stride * row.length)),
-        reduced(array<float>(1, ring * width)) {
+        phases(array<A>(0, w.stride * row.length + 2 * Vec<A>::size)),
+        reduced(array<A>(1, ring * width)) {
     for (int64_t i = 0; i < w.stride * row.length; i++) phases[i] = padding_value;
     for (int64_t kw = 0; kw < w.kernel; kw++) tap[kw] = row.at(kw * w.dilation);
   }
@@ -130,7 +60,7 @@ struct Windows {
 
   // The number of rows in the window of oh, all of them in the ring: a new one is split, then reduced into its slot.
   template <class Reduce>
-  int64_t bring(const float* x, int64_t oh, const Reduce& reduce) const {
+  int64_t bring(const T* x, int64_t oh, const Reduce& reduce) const {
     int64_t rows = 0;
     for (int64_t ih = h.start(oh); ih < h.stop(oh); ih += h.dilation, rows++) {
       const int64_t slot = ih % ring;
@@ -144,156 +74,239 @@ struct Windows {
   }
 };
 
-void max_fwd(const Pool2dShape& s, const float* x, float* y, int64_t* indices) {
+// Where a row's maximum stands: as a column of x, or as a tap of its window.
+template <Keep keep, class T>
+void max_fwd(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const lane<A> step = keep == taps ? 1 : lane<A>(s.w.dilation);
   for_planes(s, [&](int64_t begin, int64_t end) {
-    const Windows f(s, -__builtin_inff());
-    int32_t* columns = array<int32_t>(2, (f.ring + 1) * f.width);  // (ring, width) where each row maximum stands
-    int32_t* first = columns + f.ring * f.width;                   // (width,) each window's first column
-    for (int64_t ow = 0; ow < f.width; ow++) first[ow] = int32_t(s.w.start(ow));
-    Columns lane;
-    for (int64_t k = 0; k < L; k++) lane[k] = int32_t(k * s.w.stride - s.w.padding);
+    const Windows<T> f(s, -A(__builtin_inff()));
+    lane<A>* columns = array<lane<A>>(2, (f.ring + 2) * f.width);  // (ring, width)
+    lane<A>* origin = columns + f.ring * f.width;                  // (width,) of tap 0
+    lane<A>* first = origin + f.width;                             // (width,) of each window's first pixel
+    for (int64_t ow = 0; ow < f.width; ow++) {
+      const int64_t at = ow * s.w.stride - s.w.padding;
+      origin[ow] = keep == taps ? 0 : lane<A>(at);
+      first[ow] = lane<A>(keep == taps ? (s.w.start(ow) - at) / s.w.dilation : s.w.start(ow));
+    }
 
     const auto reduce = [&](int64_t place) {
       for (int64_t ow = 0; ow < f.width; ow += L) {
-        Values best = Values{} - __builtin_inff();
-        Columns column = load(first + ow);
+        vec<A> best = vec<A>{} - A(__builtin_inff());
+        lanes<A> column = load(first + ow);
+        const lanes<A> from = load(origin + ow);
         for (int64_t kw = 0; kw < s.w.kernel; kw++) {
-          const Values v = load(f.phases + f.tap[kw] + ow);
-          const auto take = (v > best) | (v != v);
-          best = take ? v : best;
-          column = take ? lane + int32_t(ow * s.w.stride + kw * s.w.dilation) : column;
+          take_larger<keep, A>(load(f.phases + f.tap[kw] + ow), from + lane<A>(kw) * step, best, column);
         }
         store(f.reduced + place + ow, best);
-        store(columns + place + ow, column);
+        if (keep != nothing) store(columns + place + ow, column);
       }
     };
 
     int64_t out = begin * s.h.out * s.w.out;
-    const int64_t out_end = end * s.h.out * s.w.out;
     for (int64_t plane = begin; plane < end; plane++) {
       f.new_plane();
       for (int64_t oh = 0; oh < s.h.out; oh++, out += s.w.out) {
         const int64_t rows = f.bring(x + plane * s.h.in * s.w.in, oh, reduce), top = s.h.start(oh);
+        const int64_t row0 =
+            keep == taps ? (top + s.h.padding - oh * s.h.stride) / s.h.dilation * s.w.kernel : top * s.w.in;
+        const int64_t row_step = keep == taps ? s.w.kernel : s.h.dilation * s.w.in;
         for (int64_t ow = 0; ow < s.w.out; ow += L) {
-          Values best = load(f.reduced + f.place[0] + ow);
-          Columns index = load(columns + f.place[0] + ow) + int32_t(top * s.w.in);
+          vec<A> best = load(f.reduced + f.place[0] + ow);
+          lanes<A> at = {};
+          if (keep != nothing) at = load(columns + f.place[0] + ow) + lane<A>(row0);
           for (int64_t kh = 1; kh < rows; kh++) {
-            const Values v = load(f.reduced + f.place[kh] + ow);
-            const auto take = (v > best) | (v != v);
-            const int32_t row = int32_t((top + kh * s.h.dilation) * s.w.in);
-            best = take ? v : best;
-            index = take ? load(columns + f.place[kh] + ow) + row : index;
+            lanes<A> here = {};
+            if (keep != nothing) here = load(columns + f.place[kh] + ow) + lane<A>(row0 + kh * row_step);
+            take_larger<keep, A>(load(f.reduced + f.place[kh] + ow), here, best, at);
           }
-          put(y + out + ow, best, out_end - out - ow);
-          put(indices + out + ow, index, out_end - out - ow);
+          store_up_to(y + out + ow, best, s.w.out - ow);
+          put<keep, A>(where, out + ow, at, s.w.out - ow);
         }
-      }
-    }
-  });
-}
-
-// A scatter: the plane has one owner, and the outputs come in row-major order.
-void max_bwd(const Pool2dShape& s, const float* dy, const int64_t* indices, float* dx) {
-  const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out;
-  for_planes(s, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; plane++) {
-      float* to = dx + plane * pixels;
-      __builtin_memset(to, 0, size_t(pixels) * sizeof(float));
-      for (int64_t o = plane * outputs; o < (plane + 1) * outputs; o++) {
-        if (uint64_t(indices[o]) < uint64_t(pixels)) to[indices[o]] += dy[o];
       }
     }
   });
 }
 
 // (width,) columns each window counts, or 1 where the divisor is given or there is no window.
-float* divisors_across(const Pool2dShape& s, int64_t width) {
-  float* across = array<float>(2, width);
+template <class A>
+A* divisors_across(const Pool2dShape& s, int64_t width) {
+  A* across = array<A>(2, width);
   for (int64_t ow = 0; ow < width; ow++) {
-    across[ow] = s.divisor_override || ow >= s.w.out ? 1 : float(s.w.count(ow, s.count_include_pad));
+    across[ow] = s.divisor_override || ow >= s.w.out ? 1 : A(s.w.count(ow, s.count_include_pad));
   }
   return across;
 }
 
-float divisor_down(const Pool2dShape& s, int64_t oh) {
-  return s.divisor_override ? float(s.divisor_override) : float(s.h.count(oh, s.count_include_pad));
+template <class A>
+A divisor_down(const Pool2dShape& s, int64_t oh) {
+  return s.divisor_override ? A(s.divisor_override) : A(s.h.count(oh, s.count_include_pad));
 }
 
-void avg_fwd(const Pool2dShape& s, const float* x, float* y) {
+template <class T>
+void avg_fwd(const Pool2dShape& s, const T* x, T* y) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
   for_planes(s, [&](int64_t begin, int64_t end) {
-    const Windows f(s, 0);
-    const float* across = divisors_across(s, f.width);
+    const Windows<T> f(s, 0);
+    const A* across = divisors_across<A>(s, f.width);
 
     const auto reduce = [&](int64_t place) {
       for (int64_t ow = 0; ow < f.width; ow += L) {
-        Values sum = {};
+        vec<A> sum = {};
         for (int64_t kw = 0; kw < s.w.kernel; kw++) sum += load(f.phases + f.tap[kw] + ow);
         store(f.reduced + place + ow, sum);
       }
     };
 
     int64_t out = begin * s.h.out * s.w.out;
-    const int64_t out_end = end * s.h.out * s.w.out;
     for (int64_t plane = begin; plane < end; plane++) {
       f.new_plane();
       for (int64_t oh = 0; oh < s.h.out; oh++, out += s.w.out) {
         const int64_t rows = f.bring(x + plane * s.h.in * s.w.in, oh, reduce);
-        const float down = divisor_down(s, oh);
+        const A down = divisor_down<A>(s, oh);
         for (int64_t ow = 0; ow < s.w.out; ow += L) {
-          Values sum = {};
+          vec<A> sum = {};
           for (int64_t kh = 0; kh < rows; kh++) sum += load(f.reduced + f.place[kh] + ow);
-          put(y + out + ow, sum / (load(across + ow) * down), out_end - out - ow);
+          store_up_to(y + out + ow, sum / (load(across + ow) * down), s.w.out - ow);
         }
       }
     }
   });
 }
 
-// Each row of dy is divided, then spread over its windows' columns, phase by phase; a row of dx adds the spread rows of
-// the windows that hold it.
-void avg_bwd(const Pool2dShape& s, const float* dy, float* dx) {
-  const int64_t SW = s.w.stride, KW = s.w.kernel, reach = (KW - 1) / SW;  // windows that hold a column, less one
-  const int64_t length = whole_vectors((s.w.padding + s.w.in - 1) / SW + 1), ring = divide_up(s.h.kernel, s.h.stride);
-  for_planes(s, [&](int64_t begin, int64_t end) {
-    int64_t* holds = array<int64_t>(3, ring + SW);  // (ring,) the row of dy in each slot
-    const Phases row(s.w, length, holds + ring);
-    const float* across = divisors_across(s, length);
-    float* share =
-        array<float>(0, reach + length + SW * length);    // (reach + length,) zeros, then one divided row of dy
-    float* phases = share + reach + length;               // (SW, length) the row of dx
-    float* spread = array<float>(1, ring * SW * length);  // (ring, SW, length)
-    for (int64_t i = 0; i < reach + length; i++) share[i] = 0;
+// What the gradients share: rows of dy, each between zeros, in a ring; their windows' columns, phase by phase, added up
+// in one split row of dx.
+template <class T>
+struct Gradient {
+  using A = acc_t<T>;
+  static constexpr int64_t L = Vec<A>::size;
+  const PoolAxis h, w;
+  const int64_t reach, length, ring, pitch;  // reach: windows that hold a column, less one
+  int64_t* const holds;                      // (ring,) the row of dy in each slot
+  int64_t *const place, *const tap;          // (ring,) of the windows that hold a row of dx: their rows of dy, their kh
+  const Phases<A> row;
+  A* const phases;  // (SW, length) the row of dx
+  A* const rows;    // (ring, pitch): `reach` zeros, then a row of dy, then zeros
 
-    const auto bring = [&](int64_t plane, int64_t oh) {
-      const float* from = dy + (plane * s.h.out + oh) * s.w.out;
-      const float down = divisor_down(s, oh);
-      for (int64_t ow = 0; ow < s.w.out; ow++) share[reach + ow] = from[ow] / (across[ow] * down);
-      for (int64_t phase = 0; phase < SW; phase++) {
-        const int64_t taps = phase < KW ? (KW - 1 - phase) / SW + 1 : 0;
+  explicit Gradient(const Pool2dShape& s)
+      : h(s.h),
+        w(s.w),
+        reach((w.kernel - 1) / w.stride),
+        length(round_up((w.padding + w.in - 1) / w.stride + 1, L)),
+        ring(divide_up(h.kernel, h.stride)),
+        pitch(reach + at_least(length, round_up(w.out, L))),
+        holds(array<int64_t>(3, 3 * ring + w.stride)),
+        place(holds + ring),
+        tap(place + ring),
+        row(w, length, tap + ring),
+        phases(array<A>(0, w.stride * length + 2 * L + ring * pitch)),
+        rows(phases + w.stride * length + 2 * L) {
+    for (int64_t i = 0; i < ring * pitch; i++) rows[i] = 0;
+  }
+
+  // dx of a plane: bring(oh, at) puts a row of dy into the ring, at `rows` + at; add(at, tap, sum) adds the windows whose
+  // outputs stand at `rows` + at, to which the pixels are that tap.
+  template <class Bring, class Add>
+  inline __attribute__((always_inline)) void plane(T* dx, const Bring& bring, const Add& add) const {
+    for (int64_t slot = 0; slot < ring; slot++) holds[slot] = -1;
+    for (int64_t ih = 0; ih < h.in; ih++) {
+      const int64_t first = h.first_output(ih), last = h.last_output(ih);
+      for (int64_t oh = first; oh <= last; oh++) {
+        const int64_t slot = oh % ring;
+        place[oh - first] = slot * pitch + reach;
+        tap[oh - first] = (ih + h.padding - oh * h.stride) * w.kernel;
+        if (holds[slot] != oh) bring(oh, place[oh - first]);
+        holds[slot] = oh;
+      }
+      for (int64_t phase = 0; phase < w.stride; phase++) {
+        const int64_t taps_here = phase < w.kernel ? (w.kernel - 1 - phase) / w.stride + 1 : 0;
         for (int64_t j = 0; j < length; j += L) {
-          Values sum = {};
-          for (int64_t t = 0; t < taps; t++) sum += load(share + reach + j - t);
-          store(spread + (oh % ring * SW + phase) * length + j, sum);
+          vec<A> sum = {};
+          for (int64_t k = 0; k <= last - first; k++) {
+            for (int64_t t = 0; t < taps_here; t++) add(place[k] + j - t, tap[k] + phase + t * w.stride, sum);
+          }
+          store(phases + phase * length + j, sum);
         }
       }
-      holds[oh % ring] = oh;
-    };
+      row.join(phases, dx + ih * w.in);
+    }
+  }
+};
 
+template <class T>
+void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  for_planes(s, [&](int64_t begin, int64_t end) {
+    const Gradient<T> g(s);
+    const A* across = divisors_across<A>(s, round_up(s.w.out, L));
     for (int64_t plane = begin; plane < end; plane++) {
-      for (int64_t slot = 0; slot < ring; slot++) holds[slot] = -1;
-      for (int64_t ih = 0; ih < s.h.in; ih++) {
-        const int64_t first = s.h.first_output(ih), last = s.h.last_output(ih);
-        for (int64_t i = 0; i < SW * length; i++) phases[i] = 0;
-        for (int64_t oh = first; oh <= last; oh++) {
-          if (holds[oh % ring] != oh) bring(plane, oh);
-          const float* from = spread + oh % ring * SW * length;
-          for (int64_t i = 0; i < SW * length; i += L) store(phases + i, load(phases + i) + load(from + i));
-        }
-        row.join(phases, dx + (plane * s.h.in + ih) * s.w.in);
+      const T* from = dy + plane * s.h.out * s.w.out;
+      g.plane(
+          dx + plane * s.h.in * s.w.in,
+          [&](int64_t oh, int64_t at) {
+            const A down = divisor_down<A>(s, oh);
+            for (int64_t ow = 0; ow < s.w.out; ow += L) {
+              const vec<A> row = load_up_to(from + oh * s.w.out + ow, s.w.out - ow);
+              store(g.rows + at + ow, row / (load(across + ow) * down));
+            }
+          },
+          [&](int64_t at, int64_t, vec<A>& sum) { sum += load(g.rows + at); });
+    }
+  });
+}
+
+// From indices: a scatter. The plane has one owner, and the outputs come in row-major order.
+template <class T>
+void scatter(const Pool2dShape& s, const T* dy, const int64_t* where, T* dx) {
+  using A = acc_t<T>;
+  const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out;
+  for_planes(s, [&](int64_t begin, int64_t end) {
+    A* sums = array<A>(0, sizeof(T) == sizeof(A) ? 0 : pixels);
+    for (int64_t plane = begin; plane < end; plane++) {
+      T* to = dx + plane * pixels;
+      if constexpr (sizeof(T) == sizeof(A)) sums = to;
+      __builtin_memset(sums, 0, size_t(pixels) * sizeof(A));
+      for (int64_t o = plane * outputs; o < (plane + 1) * outputs; o++) {
+        if (uint64_t(where[o]) < uint64_t(pixels)) sums[where[o]] += widen(dy[o]);
       }
+      if constexpr (sizeof(T) != sizeof(A)) {
+        for (int64_t i = 0; i < pixels; i++) pyconv::store(to + i, sums[i]);
+      }
+    }
+  });
+}
+
+template <Keep keep, class T>
+void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  if constexpr (keep == indices) return scatter(s, dy, where.indices, dx);
+  for_planes(s, [&](int64_t begin, int64_t end) {
+    const Gradient<T> g(s);
+    uint8_t* tap = array<uint8_t>(1, g.ring * g.pitch + L);  // beside g.rows
+    for (int64_t plane = begin; plane < end; plane++) {
+      const int64_t from = plane * s.h.out * s.w.out;
+      g.plane(
+          dx + plane * s.h.in * s.w.in,
+          [&](int64_t oh, int64_t to) {
+            const int64_t row = from + oh * s.w.out;
+            for (int64_t ow = 0; ow < s.w.out; ow += L) {
+              store(g.rows + to + ow, load_up_to(dy + row + ow, s.w.out - ow));
+            }
+            __builtin_memcpy(tap + to, where.taps + row, size_t(s.w.out));
+          },
+          [&](int64_t at, int64_t tap_here, vec<A>& sum) {
+            sum += get<A>(tap + at, L) == lanes<A>{} + lane<A>(tap_here) ? load(g.rows + at) : vec<A>{};
+          });
     }
   });
 }
 
 }  // namespace
+
+#include "cpu/pool2d/passes.h"
+
 }  // namespace pool2d_rows
