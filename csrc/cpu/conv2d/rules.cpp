@@ -1,6 +1,7 @@
 // When each kernel of the list refuses: for good (Ask::able) or because another is faster (Ask::chosen), with the
 // measurement that says so.
 #include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/toom_cook.h"
 #include "cpu/isa.h"
 
 namespace pyconv::conv2d {
@@ -56,34 +57,34 @@ std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // 3x3: 8 channels at 32x32, N = 32, 1.3 to 2.4; 3 in and 64 out 0.4 to 0.6.
   // 5x5, 28x28, N = 8, NCHW: 8 -> 8 channels 0.67 / 0.66 / 1.42, 8 -> 16 1.24 / 1.24 / 1.97, 32 -> 32 3.5 / 3.5 / 4.3; 7x7:
   // 8 -> 16 0.79 / 0.78 / 1.11, 8 -> 32 0.84 / 0.74 / 0.82, 16 -> 16 1.53 / 1.53 / 2.15. channels_last likewise.
-  // Along one axis, 17x17, N = 8: NCHW 1x3 16 channels 0.86 / 0.88 / 1.25, 32 channels 1.6; 7x1 192 channels 1.38 / 1.48 /
-  // 0.95. channels_last 1x3 32 channels 0.85, 64 0.80, 128 1.09 / 1.18 / 1.04, 192 1.2 / 1.3 / 1.26; 1x7 16 channels 0.97,
-  // 32 1.13 / 1.15 / 1.01, 64 1.37 / 1.36 / 1.09.
+  // Along one axis, 17x17, N = 8: NCHW 1x3 16 channels 0.86 / 0.88 / 1.25, 32 channels 1.17 to 1.6; 7x1 192 channels 1.35 /
+  // 1.42 / 0.93. channels_last 1x3 64 channels 0.74 / 0.71 / 0.71, 128 1.15 / 1.08 / 0.91, 192 1.19 / 1.24 / 0.96; 1x5 32
+  // 1.17 / 1.17 / 1.11; 1x7 32 1.00 / 0.99 / 0.83, 64 1.22 / 1.21 / 1.01; 7x1 64 1.03 / 1.09 / 0.88, 192 1.26 / 1.26 / 0.98.
   const int64_t C = s.ic_per_group(), M = s.oc_per_group(), longer = at_least(s.KH, s.KW);
   const bool one_axis = at_most(s.KH, s.KW) == 1, nhwc = s.layout == Layout::nhwc;
-  const int64_t least = one_axis ? (nhwc && longer == 3 ? 128 : 32) : longer == 7 ? 16 : 8;
+  if (one_axis && nhwc && longer != 5 && pass == Pass::bwd_weight) {
+    return "is no faster than implicit_gemm as weight gradient along one axis in channels_last";
+  }
+  const int64_t least = !one_axis ? (longer == 7 ? 16 : 8) : !nhwc || longer == 5 ? 32 : longer == 3 ? 128 : 64;
   if (C < least || M < least || (longer == 5 && C * M < 128)) {
     return "pays for " + pair(s.KH, s.KW, "x") + " from " + std::to_string(least) +
            " input and output channels per group on" + (longer == 5 ? ", the product at least 128" : "") + ", got " +
            std::to_string(C) + " and " + std::to_string(M);
   }
-  // Small images and wide dilations leave tiles empty. 256 channels, N = 1, dilation D on images of 7x7 to 65x65, by the
-  // products that are left of a direct sum's: 0.33 2.2 to 3.3 times as fast, 0.53 1.2 to 2.1, 0.73 1 to 2.5, 0.94 and 1.0
-  // 0.8 to 1.2, 1.2 0.6 to 1. In channels_last images of 3x3 and 2x2 lose whatever the number of channels and images: 0.4
-  // to 1; 4x4 0.8 to 2; in NCHW, where the other kernels have few pixels to fill vectors with, they are 0.8 to 4.7.
-  const auto tiles = [](int64_t size, int64_t k, int64_t d) {
-    const int64_t step = k == 1 ? 1 : k == 7 ? 2 : k % 2 == 0 ? 5 : 4, D = k == 1 ? 1 : d;
-    return size / (step * D) * D + at_most(size % (step * D), D);
-  };
-  const auto points = [](int64_t k) { return k == 1 ? 1 : k <= 3 ? 6 : 8; };
-  const int64_t products = tiles(s.OH, s.KH, s.DH) * tiles(s.OW, s.KW, s.DW) * points(s.KH) * points(s.KW);
+  // Wide dilations leave tiles empty. 256 channels, N = 1, dilation D on images of 7x7 to 65x65, by the products that are
+  // left of a direct sum's: 0.33 2.2 to 3.3 times as fast, 0.53 1.2 to 3.2, 0.73 1 to 2.5, 0.94 and 1.0 0.8 to 1.2, 1.2
+  // 0.6 to 1.
+  const int64_t products =
+      winograd_products(s.KH, s.OH, s.KH > 1 ? s.DH : 1) * winograd_products(s.KW, s.OW, s.KW > 1 ? s.DW : 1);
   const int64_t direct = s.OH * s.OW * s.KH * s.KW;
-  const bool dilated = s.DH * s.DW > 1;
-  if (dilated && products * 4 > direct * 3) {
+  if (products * 4 > direct * 3) {
     return "pays while tiles save a quarter of the products, here " + std::to_string(products) + " of " +
            std::to_string(direct);
   }
-  if (nhwc && s.OH * s.OW < 16) {
+  // Few pixels in channels_last, 32 to 512 channels, forward: N = 1 2x2 0.60 to 0.69, 3x3 0.63 to 0.69, 4x4 0.83 to 0.93;
+  // N = 4 2x2 1.1 to 1.3, 4x4 1.0 to 1.5; but what runs may not depend on N. Input gradients N = 1 0.8 to 1, N = 4 1.1 to
+  // 1.6, weight gradients 1.2 to 3.2; in NCHW, where the others have few pixels to fill vectors with, 0.55 to 4.
+  if (nhwc && s.OH * s.OW < 16 && pass == Pass::fwd) {
     return "pays in channels_last from 16 pixels an image on, got " + std::to_string(s.OH * s.OW);
   }
   return "";

@@ -10,6 +10,7 @@
 // Source    Lavin and Gray, arXiv:1509.09308; Toom-Cook as in Barabasz et al., arXiv:1803.10986, which also shows that
 //           the points decide the error.
 #pragma once
+#include <cstdint>
 
 namespace pyconv::conv2d {
 
@@ -50,14 +51,22 @@ struct ToomCook {
 
 // Errors of two axes in float32 against float64 on random data, 16 channels: with these 6 points F(4, 3) 5.0e-7, F(2, 5)
 // 6.0e-7; the usual (0, +-1, +-2) err 1.8 to 2.4 times as much. With these 8 points F(4, 5) 1.8e-6, F(2, 7) 2.6e-6,
-// F(6, 3) 2.2e-6, the least of 150 choices; along one axis 4.5e-7 to 5.3e-7.
+// F(6, 3) 2.2e-6, the least of 150 choices; along one axis 4.5e-7 to 5.3e-7. Smaller tiles err less: F(3, 3) 4.3e-7,
+// F(2, 3) 1.8e-7.
+constexpr double winograd_points4[3] = {0, 1, -1};
+constexpr double winograd_points5[4] = {0, 0.75, -0.75, 2};  // 2 has no opposite: none of these count as pairs
 constexpr double winograd_points6[5] = {0, 0.625, -0.625, 1.5, -1.5};
 constexpr double winograd_points8[7] = {0, 0.5, -0.5, 1, -1, 2, -2};
 
 template <int M, int R>
 constexpr ToomCook<M, R> toom_cook() {
-  static_assert(M + R == 7 || M + R == 9, "points are chosen for 6 and for 8");
-  if constexpr (M + R == 7) {
+  constexpr int N = M + R - 1;
+  static_assert((N >= 4 && N <= 6) || N == 8, "points are chosen for 4, 5, 6 and 8");
+  if constexpr (N == 4) {
+    return ToomCook<M, R>(winograd_points4);
+  } else if constexpr (N == 5) {
+    return ToomCook<M, R>(winograd_points5);
+  } else if constexpr (N == 6) {
     return ToomCook<M, R>(winograd_points6);
   } else {
     return ToomCook<M, R>(winograd_points8);
@@ -67,6 +76,28 @@ constexpr ToomCook<M, R> toom_cook() {
 // filter, and the R taps what it gives: winograd<R, M>.
 template <int M, int R>
 constexpr ToomCook<M, R> winograd = toom_cook<M, R>();
+
+// Tiles of `step` outputs, `dilation` apart, along an axis of `size`.
+constexpr int64_t winograd_tiles(int64_t size, int64_t step, int64_t dilation) {
+  const int64_t left = size % (step * dilation);
+  return size / (step * dilation) * dilation + (left < dilation ? left : dilation);
+}
+// Outputs of a tile for so many taps along an axis. Of 3 taps it is what leaves the fewest products: 4, but on 6 or 9
+// pixels 3, on 2 pixels 2.
+constexpr int64_t winograd_step(int64_t taps, int64_t size, int64_t dilation) {
+  if (taps != 3) return taps == 1 ? 1 : taps == 7 ? 2 : taps == 5 ? 4 : 5;
+  int64_t best = 4;
+  for (int64_t step = 3; step >= 2; step--) {
+    const int64_t products = winograd_tiles(size, step, dilation) * (step + 2);
+    if (products < winograd_tiles(size, best, dilation) * (best + 2)) best = step;
+  }
+  return best;
+}
+// Products along that axis, of all its tiles.
+constexpr int64_t winograd_products(int64_t taps, int64_t size, int64_t dilation) {
+  const int64_t step = winograd_step(taps, size, dilation);
+  return winograd_tiles(size, step, dilation) * (step + taps - 1);
+}
 
 static_assert(winograd<4, 3>.bt[1][2] == winograd<4, 3>.bt[2][2] && winograd<4, 3>.bt[1][3] == -winograd<4, 3>.bt[2][3],
               "points of a pair must be opposite");

@@ -1,7 +1,8 @@
 // conv2d / Winograd: filters of 2 to 5 or 7 taps at stride 1 in a fraction of their products.
 // Computes  y = AT [ sum_c (G w G') * (BT x B) ] A on tiles of outputs: the products are independent matrix products
 //           M[f] (tiles, OC) = V[f] (tiles, IC) U[f] (IC, OC), one per frequency f. An axis of 2, 3, 4, 5, 7 taps takes
-//           F(5, 2), F(4, 3), F(5, 4), F(4, 5), F(2, 7), of 1 nothing: a 3x3 filter has 36 frequencies for 16 outputs,
+//           F(5, 2), F(4, 3), F(5, 4), F(4, 5), F(2, 7), of 1 nothing (and of 3 taps F(3, 3) or F(2, 3) where they
+//           leave fewer tiles empty): a 3x3 filter has 36 frequencies for 16 outputs,
 //           2.25 products each instead of 9; 5x5 4 instead of 25; 7x7 16 instead of 49; 1x7 4 instead of 7.
 //           bwd_input is the same with the filter rotated and padding D * (K - 1) - P; bwd_weight: winograd_weight.h;
 //           strides: winograd_strided.h
@@ -260,8 +261,9 @@ struct Problem {
 // The algorithms of both axes, on the tiles of an OH x OW output.
 template <class A>
 Transform<A> transform_of(const Conv2dShape& s, int64_t OH, int64_t OW) {
-  const Algorithm<A>&h = algorithm_of<A>(s.KH), &w = algorithm_of<A>(s.KW);
-  return {h, w, {s.N, OH, OW, s.KH > 1 ? s.DH : 1, s.KW > 1 ? s.DW : 1, h.step, w.step}};
+  const int64_t DH = s.KH > 1 ? s.DH : 1, DW = s.KW > 1 ? s.DW : 1;
+  const Algorithm<A>&h = algorithm_of<A>(s.KH, OH, DH), &w = algorithm_of<A>(s.KW, OW, DW);
+  return {h, w, {s.N, OH, OW, DH, DW, h.step, w.step}};
 }
 
 // One group at stride 1; w (M, C, KH, KW) in `layout`, which need not be that of x and y.

@@ -18,7 +18,9 @@ struct Combination {
   }
 };
 
-constexpr bool opens_pair(int j, int points) { return j % 2 == 1 && j + 1 < points - 1; }
+// Pairs of opposite points: all between 0 and infinity, if their number is even.
+constexpr int pairs_of(int points) { return points % 2 == 0 ? points / 2 - 1 : 0; }
+constexpr bool opens_pair(int j, int points) { return j % 2 == 1 && j < 2 * pairs_of(points); }
 
 // One line: in(k) is what it reads, out(j, vector) takes what it gives. BT (filter == false) or G.
 template <class A, int M, int R, bool filter, class In, class Out>
@@ -46,8 +48,8 @@ PYCONV_INLINE void line_to_points(const In& in, const Out& out) {
 // Likewise, AT.
 template <class A, int M, int R, class In, class Out>
 PYCONV_INLINE void line_from_points(const In& in, const Out& out) {
-  constexpr int N = M + R - 1, pairs = N / 2 - 1;
-  vec<A> sum[pairs], difference[pairs];
+  constexpr int N = M + R - 1, pairs = pairs_of(N);
+  vec<A> sum[pairs + 1], difference[pairs + 1];
   _Pragma("GCC unroll 4") for (int p = 0; p < pairs; p++) {
     const vec<A> a = in(1 + 2 * p), b = in(2 + 2 * p);
     sum[p] = a + b, difference[p] = a - b;
@@ -58,7 +60,7 @@ PYCONV_INLINE void line_from_points(const In& in, const Out& out) {
     _Pragma("GCC unroll 4") for (int p = 0; p < pairs; p++) {
       row.add(conv2d::winograd<M, R>.at[i][1 + 2 * p], i % 2 ? difference[p] : sum[p]);
     }
-    row.add(conv2d::winograd<M, R>.at[i][N - 1], in(N - 1));
+    _Pragma("GCC unroll 4") for (int j = 1 + 2 * pairs; j < N; j++) row.add(conv2d::winograd<M, R>.at[i][j], in(j));
     out(i, row.sum);
   }
 }
@@ -162,13 +164,21 @@ constexpr Algorithm<A> with_square = [] {
 template <class A>
 constexpr Algorithm<A> no_algorithm = {1, 1, 1, copy_to<A>, copy_to<A>, copy_to<A>, copy_from<A>, copy_from<A>};
 
+// The algorithm of an axis of `size` outputs.
 template <class A>
-const Algorithm<A>& algorithm_of(int64_t taps) {
+const Algorithm<A>& algorithm_of(int64_t taps, int64_t size, int64_t dilation) {
   switch (taps) {
     case 2:
       return with_square<A, 5, 2>;
     case 3:
-      return with_square<A, 4, 3>;
+      switch (conv2d::winograd_step(taps, size, dilation)) {
+        case 2:
+          return with_square<A, 2, 3>;
+        case 3:
+          return with_square<A, 3, 3>;
+        default:
+          return with_square<A, 4, 3>;
+      }
     case 4:
       return algorithm<A, 5, 4>;
     case 5:

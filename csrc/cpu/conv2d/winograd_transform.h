@@ -75,7 +75,7 @@ struct Tiles {
   int64_t phases() const { return at_most(DW, OW); }  // tiles of a bundle
   int64_t width() const { return columns * DW; }      // of a bundle
   int64_t across() const { return divide_up(OW, width()); }
-  int64_t down() const { return OH / (rows * DH) * DH + at_most(OH % (rows * DH), DH); }
+  int64_t down() const { return conv2d::winograd_tiles(OH, rows, DH); }
   int64_t count() const { return N * down() * across() * phases(); }
   int64_t most_bundles() const { return at_least(most_columns / width(), 1); }
   // The longest run from tile t on that ends before `end`; both are multiples of phases().
