@@ -5,7 +5,7 @@
 
 namespace pyconv {
 
-constexpr int scratch_slots = 4;
+constexpr int scratch_slots = 5;
 
 // At least `bytes`, aligned to 64, contents undefined, valid until this thread asks for the same slot again.
 void* scratch(int slot, size_t bytes);

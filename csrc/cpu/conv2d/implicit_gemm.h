@@ -10,7 +10,8 @@
 //           where it lies or packed a panel at a time, MR rows, in L1; the one on the right, where it lies or packed for
 //           the slab, in L2 (or w', once, for the call)
 // Cost      2*N*OC*OH*OW*(IC/G)*KH*KW flops, lanes and rows beyond the matrices wasted
-//           workspace: per thread a slab of image, U or dy, and C tiles if there are more than KC terms; w'
+//           workspace: per thread a slab of image, U or dy, and C tiles if there are more than KC terms; w'; in NCHW,
+//           where an image has few pixels, channels_last copies of x, y and w
 // Limits    none in shape or type: bf16 and f16 widen to float in the panels and are rounded once in the store. bf16 stays
 //           as it is where the CPU multiplies pairs of it, and counts values below 2^-126 as zero: cpu/gemm_bf16.h
 // Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3
@@ -20,48 +21,11 @@ namespace {
 
 #include "cpu/conv2d/finish.h"
 #include "cpu/conv2d/im2col.h"
+#include "cpu/conv2d/nchw_copies.h"
 #include "cpu/gemm.h"
 
 constexpr int64_t slab_pixels = 448;  // 112 to 448: no difference beyond noise
 constexpr int64_t most_lanes = 512;   // of a part of w': KC terms of it are 768 KB, of 1 MB of L2
-constexpr int64_t serial_flops = 100000;
-
-inline bool evenly_apart(const int64_t* at, int64_t count) {
-  for (int64_t i = 2; i < count; i++) {
-    if (at[i] - at[i - 1] != at[1] - at[0]) return false;
-  }
-  return true;
-}
-
-// Rows as the left operand: where they lie, or a packed panel. One core of Zen 5, 14 rows, panels in L2: 4 KB apart, so
-// that all lines of a term meet in one set of L1, 161 GFLOP/s; 2 KB apart 259, packed 259.
-template <class T, class P = panel_t<T>>
-Left<P> left_of(const T* at, const int64_t* row, int64_t rows, const Run* runs, int64_t n, const Run* whole, P* panel) {
-  if constexpr (std::is_same<T, P>::value) {
-    const int64_t apart = rows > 1 ? row[1] - row[0] : 0;
-    const bool pairs = !in_pairs<P> || (n == 1 && runs[0].count % 2 == 0);
-    if (rows % 2 == 0 && pairs && apart * int64_t(sizeof(T)) % 4096 != 0 && evenly_apart(row, rows)) {
-      return {at + row[0], apart, 1, runs, n};
-    }
-  }
-  pack_rows(at, row, rows, runs, n, panel);
-  return {panel, KP<P>, 1, whole, 1};
-}
-
-// Rows as the right operand, a term each: where they lie, if a panel is whole vectors of each, or packed. Two threads of
-// Zen 5, NCHW, where a row is a plane: 256 -> 64 at 56x56 1.25 times as fast, 144 -> 24 1.4 times.
-template <class T, class P = panel_t<T>>
-Right<P> lanes_of(const T* at, const int64_t* row, int64_t terms, const Run* runs, int64_t n, P* panel) {
-  constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
-  if constexpr (std::is_same<T, P>::value && !in_pairs<P>) {
-    const int64_t apart = terms > 1 ? row[1] - row[0] : 0;
-    if (n == 1 && runs[0].count % L == 0 && apart * int64_t(sizeof(T)) % 4096 != 0 && evenly_apart(row, terms)) {
-      return {at + row[0] + runs[0].from, apart};
-    }
-  }
-  pack_b(at, row, terms, runs, n, panel);
-  return {panel, BN};
-}
 
 // C channels of an image -> M channels of output per group.
 template <class T>
@@ -332,12 +296,33 @@ void fwd(const Conv2dShape& given, const T* x, const T* w, const panel_t<T>* pan
 #include "cpu/conv2d/implicit_gemm_input.h"
 #include "cpu/conv2d/implicit_gemm_weight.h"
 
+// Few pixels in NCHW are short runs, to be gathered tap by tap; they go by way of channels_last. Time without over time
+// with, two threads of Zen 5, fwd and bwd_input of 3x3 with stride 2: 128 -> 256 to 2x2 2.6 and 3.2, 256 -> 512 to 4x4 1.8
+// and 2.2, 64 -> 96 to 7x7 1.4 and 1.9, 16 -> 32 to 14x14 1.4 and 1.8, 64 -> 128 to 20x20 1.1 and 1.3, 8 -> 16 to 7x7 1.6
+// and 1.2; LeNet c3, 6 channels, 0.9 and 0.8.
+template <class T>
+bool by_copies(const Conv2dShape& s, bool weight) {
+  const int64_t pixels = s.OH * s.OW;
+  const bool few = pixels <= 16 || (!weight && pixels <= 1024 && s.ic_per_group() >= 8 && s.oc_per_group() >= 8);
+  return s.layout == Layout::nchw && s.KH * s.KW > 1 && few && !in_pairs<panel_t<T>>;
+}
+
 }  // namespace
 
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y) {
   with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
-    fwd<T>(s, static_cast<const T*>(x), static_cast<const T*>(w), nullptr, e, static_cast<T*>(y));
+    if (!by_copies<T>(s, false)) {
+      return fwd<T>(s, static_cast<const T*>(x), static_cast<const T*>(w), nullptr, e, static_cast<T*>(y));
+    }
+    if constexpr (!in_pairs<panel_t<T>>) {
+      const Copies<T> copies(s);
+      copies.gather_x(static_cast<const T*>(x));
+      copies.gather_w(static_cast<const T*>(w));
+      const Epilogue bias = {copies.widened(static_cast<const T*>(e.bias))};
+      fwd<acc_t<T>>(copies.s, copies.x, copies.w, nullptr, bias, copies.y);
+      copies.scatter(copies.y, s.N, s.OC, s.OH * s.OW, static_cast<T*>(y), {e, y});
+    }
   });
 }
 
@@ -365,14 +350,31 @@ void fwd_packed(const Conv2dShape& s, const void* x, const void* packed, const E
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx) {
   with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
-    bwd_input(s, static_cast<const T*>(dy), static_cast<const T*>(w), static_cast<T*>(dx));
+    if (!by_copies<T>(s, false))
+      return bwd_input(s, static_cast<const T*>(dy), static_cast<const T*>(w), static_cast<T*>(dx));
+    if constexpr (!in_pairs<panel_t<T>>) {
+      const Copies<T> copies(s);
+      copies.gather_y(static_cast<const T*>(dy));
+      copies.gather_w(static_cast<const T*>(w));
+      bwd_input(copies.s, copies.y, copies.w, copies.x);
+      copies.scatter(copies.x, s.N, s.IC, s.IH * s.IW, static_cast<T*>(dx));
+    }
   });
 }
 
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw) {
   with_storage(s.dtype, [&](auto type) {
     using T = decltype(type);
-    bwd_weight(s, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw));
+    if (!by_copies<T>(s, true)) {
+      return bwd_weight(s, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dw));
+    }
+    if constexpr (!in_pairs<panel_t<T>>) {
+      const Copies<T> copies(s);
+      copies.gather_x(static_cast<const T*>(x));
+      copies.gather_y(static_cast<const T*>(dy));
+      bwd_weight<acc_t<T>>(copies.s, copies.y, copies.x, copies.w);
+      copies.scatter(copies.w, s.OC, s.ic_per_group(), s.KH * s.KW, static_cast<T*>(dw));
+    }
   });
 }
 
