@@ -124,21 +124,32 @@ std::string direct_channels_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   const bool gradient = pass == Pass::bwd_input;
   const int64_t C = gradient ? s.oc_per_group() : s.ic_per_group(), M = gradient ? s.ic_per_group() : s.oc_per_group();
   const int64_t pixels = gradient ? s.IH * s.IW : s.OH * s.OW;
-  // Zen 5 with AVX-512, one thread, float32, over direct_planes and over implicit_gemm: stems of 1 to 4 channels and 32
-  // to 96 filters fwd 1.2 to 2.3 and 1.1 to 1.7, bwd_weight 1.3 to 2.7 and 1.15 to 1.6; LeNet c3 and 3x3 with stride 2,
-  // 8 to 32 channels, 1.3 to 2 and 1 to 1.3. Filters that leave lanes idle lose: LeNet c1, 6 of them, 0.3 to 0.5;
-  // simple_cnn c1, 8, 0.5 to 0.7. So do few pixels: 4x4 and 2x2 outputs 0.8 to 0.9 of implicit_gemm. In NCHW with its
-  // copies 2x2 to 20x20 outputs 1.1 to 4.7, but 32x32 of 3 channels 0.8 of either, and 112x112 0.7 to 1.
-  // A window of one pixel is a plain matrix product; two threads, over implicit_gemm: fwd 0.81, 0.94 and 1.00, bwd_weight
-  // 0.81 to 1.05 (r18.l2.short, regr.67797, mbv2.pw); but bwd_input 1.38 and 1.45 (r50.reduce, mbv2.pw).
-  if (s.KH * s.KW == 1 && !gradient) return "is no faster than implicit_gemm for a 1x1 kernel";
+  const bool weight = pass == Pass::bwd_weight, nchw = s.layout == Layout::nchw, apart = s.SH >= s.KH && s.SW >= s.KW;
+  // Zen 5 with AVX-512, two threads, float32, over implicit_gemm. channels_last: stems of 1 to 4 channels fwd 1.0 to 1.3,
+  // ConvNeXt's, whose windows do not overlap, 0.9; 16 filters over 6 and 8 channels 1.2; but 8 to 64 channels of 3x3 with
+  // stride 2 and twice as many filters fwd 0.8 to 0.9, bwd_input 0.95 to 1.0 (16 of 32 1.13), bwd_weight 1.03 to 1.2;
+  // bwd_weight of windows that do not overlap 0.8 to 0.9, of 16 and 81 pixels 0.8 to 1. Filters that leave lanes idle lose
+  // to direct_planes: LeNet c1, 6 of them, 0.3 to 0.5; simple_cnn c1, 8, 0.5 to 0.7.
+  // NCHW, with its copies: 2x2 to 7x7 outputs of up to 32 channels 1.0 to 1.1; of 64 channels 0.8, 14x14 0.9; LeNet c3,
+  // 10x10, 0.9 of direct_planes.
+  if (s.KH * s.KW == 1) return "is no faster than implicit_gemm for a 1x1 kernel";
   // In pairs implicit_gemm takes 0.5 to 0.95 of the time wherever this or direct_planes would have been chosen.
   if (in_pairs(s)) return "is slower than implicit_gemm, which multiplies bfloat16 in pairs";
   if (M < 12) return "pays from 12 channels on that could fill vectors, got " + std::to_string(M);
   if (C > 64) return "pays up to 64 channels to sum over, got " + std::to_string(C);
-  if (s.layout == Layout::nhwc && pixels < 36) return "pays from 36 pixels an image on, got " + std::to_string(pixels);
-  if (s.layout == Layout::nchw && pixels > 512) {
-    return "pays in NCHW up to 512 pixels an image, got " + std::to_string(pixels);
+  if (nchw && !gradient && !weight && (C >= 64 || pixels >= 100)) {
+    return "pays forward in NCHW below 64 channels to sum over and 100 pixels an image, got " + std::to_string(C) +
+           " and " + std::to_string(pixels);
+  }
+  if (nchw && pixels > 512) return "pays in NCHW up to 512 pixels an image, got " + std::to_string(pixels);
+  if (nchw) return "";
+  if (pixels < 36) return "pays from 36 pixels an image on, got " + std::to_string(pixels);
+  if (weight && (apart || (M > 16 && pixels < 100))) {
+    return "is no faster than implicit_gemm where windows do not overlap or pixels are few, got " +
+           std::to_string(pixels);
+  }
+  if (!weight && M > 16 && (gradient || apart || C > 4)) {
+    return "pays from 17 channels on that fill vectors only over up to 4, got " + std::to_string(C);
   }
   return "";
 }
@@ -165,7 +176,10 @@ std::string direct_planes_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // and vgg16.c1_1 fwd and bwd_weight 1.02 to 1.25, ConvNeXt's stem and 3 to 64 channels at 32x32 bwd_weight 0.7;
   // r18.l2.down, alexnet.c2g2, segnet.7x7 and 5x5 of 32 and 64 channels fwd 1.04 to 1.4, bwd_input 1.05 to 1.7.
   const bool window = s.KH * s.KW > 1 && C <= 128 && M <= 128;
-  const bool stem = weight ? terms <= 160 && pixels >= 10000 : nchw ? window : !gradient && C <= 3;
+  // Not where implicit_gemm goes by channels_last: 64 -> 96 to 7x7 fwd 0.8, bwd_input 0.8; 32 -> 64 to 14x14 0.93 and 1.0,
+  // 64 -> 128 to 28x28 0.97 and 1.03; 16 -> 32 to 14x14 1.08, 32 -> 64 to 56x56 1.05.
+  const bool few = C >= 32 && pixels < (gradient ? 100 : 1024);
+  const bool stem = weight ? terms <= 160 && pixels >= 10000 : nchw ? window && !few : !gradient && C <= 3;
   // In pairs implicit_gemm wins but for a few channels that waste most of its lanes. Its time over this one's, forward:
   // 27 terms, 8, 16 and 24 channels 1.5 to 2.0, 1.1 to 1.4, 0.9 to 1.3; 400 terms, 6 and 8 channels 1.2 to 1.4, 1.0 to
   // 1.1; LeNet c3, 150 terms and 16 channels, 0.5 to 0.8. Weight gradient, 27 terms: 8 to 12 channels 1.3 to 2.0, 16
