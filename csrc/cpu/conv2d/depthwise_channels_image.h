@@ -3,8 +3,8 @@
 
 constexpr int64_t block_bytes = 256 << 10;  // of the rows that a row of output meets: a quarter of L2
 
-#include "cpu/conv2d/cut.h"
-#include "cpu/conv2d/finish.h"
+#include "cpu/cut.h"
+#include "cpu/finish.h"
 
 // The vectors of C channels: whole ones from `first`, the last as far left as it must, or one that C does not fill.
 template <class A>

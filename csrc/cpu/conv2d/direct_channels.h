@@ -18,8 +18,9 @@ constexpr int NV_MAX = PYCONV_BYTES == 64 ? 4 : 2;
 constexpr int pixels(int NV) { return NV == NV_MAX ? 6 : 8; }
 constexpr int64_t dy_bytes = 16 << 10;  // of the rows of dy that stay in L1 while all terms sweep them
 
+#include "cpu/finish.h"
+
 #include "cpu/conv2d/direct_channels_image.h"
-#include "cpu/conv2d/finish.h"
 #include "cpu/conv2d/nchw_copies.h"
 
 // Runs of terms: `count` values of a window, one after the other at its pixel + at.

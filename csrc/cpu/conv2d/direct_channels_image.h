@@ -1,6 +1,6 @@
 // Images of direct_channels.h, included once per ISA by it: bordered copies.
 
-#include "cpu/conv2d/cut.h"
+#include "cpu/cut.h"
 
 constexpr int64_t band_bytes = 128 << 10;  // of a bordered image
 

@@ -19,7 +19,8 @@
 namespace implicit_gemm {
 namespace {
 
-#include "cpu/conv2d/finish.h"
+#include "cpu/finish.h"
+
 #include "cpu/conv2d/im2col.h"
 #include "cpu/conv2d/nchw_copies.h"
 #include "cpu/gemm.h"

@@ -5,7 +5,7 @@
 // no row needs a branch. A stride splits the image into SH * SW planes of its phases: neighbouring outputs then meet
 // neighbouring pixels. Values are widened on the way.
 
-#include "cpu/conv2d/finish.h"
+#include "cpu/finish.h"
 
 constexpr int registers = PYCONV_BYTES == 64 ? 32 : 16;
 constexpr int KR_MAX = 6;
@@ -16,7 +16,7 @@ constexpr int64_t band_bytes = 256 << 10;  // of planes and output of one job: a
 constexpr int64_t block_vectors = 64;      // of pixels a weight gradient sweeps at once: 4 KB of every row, from L1
 constexpr int64_t serial_flops = 100000;
 
-#include "cpu/conv2d/cut.h"
+#include "cpu/cut.h"
 
 // Calls body with the compile-time values of kr in [1, KR_MAX] and n in [1, widest(kr)].
 template <int KR, int NV, class Body>

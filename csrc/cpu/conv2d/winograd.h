@@ -23,7 +23,8 @@
 namespace winograd {
 namespace {
 
-#include "cpu/conv2d/finish.h"
+#include "cpu/finish.h"
+
 #include "cpu/conv2d/winograd_axis.h"
 #include "cpu/conv2d/winograd_transform.h"
 

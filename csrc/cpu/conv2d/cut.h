@@ -1,2 +1,0 @@
-// For every kernel of conv2d under the name it knows.
-#include "cpu/cut.h"
