@@ -156,7 +156,6 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("use_gpu_kernels", [](const std::string& path) { pyconv::gpu_library = &pyconv::cuda::load(path); });
   // From now on CPU tensors run on the emulated kernels of this shared object; "" for the CPU's kernels again.
-  m.def("emulates_cuda", [] { return pyconv::emulated_library != nullptr; });
   m.def("emulate_cuda",
         [](const std::string& path) { pyconv::emulated_library = path.empty() ? nullptr : &pyconv::cuda::load(path); });
   m.def("measured_flops", [](const std::string& dtype, int threads, double seconds) {

@@ -16,6 +16,9 @@ import torch  # loads libtorch_cpu.so, which _C needs in the process
 
 lib: ModuleType | None = None
 reason = ""
+emulates_cuda = (
+    False  # CPU tensors run on CUDA kernels; here and not in lib, so that torch.compile can ask
+)
 cuda_reason = ""  # why CUDA tensors cannot be computed with; "" where they can
 
 if os.environ.get("PYCONV_NATIVE", "1") == "0":
@@ -26,6 +29,13 @@ else:
     except ImportError as error:
         reason = f"pyconv._C could not be loaded: {error}"
         warnings.warn(f"{reason}. Running the slow plain PyTorch reference instead.", stacklevel=2)
+
+
+def emulate_cuda(path: str) -> None:
+    """From now on CPU tensors run on the CUDA kernels of this shared object; "" for the CPU's again."""
+    global emulates_cuda
+    lib.emulate_cuda(path)  # type: ignore[union-attr]
+    emulates_cuda = bool(path)
 
 
 def _load_gpu_kernels() -> str:

@@ -294,13 +294,13 @@ def test_what_nvcc_built_says_what_it_lacks():
     if torch.cuda.is_available() or not path.exists():
         pytest.skip("there is a GPU" if path.exists() else "built without nvcc")
     x = random(1, 16, 8, 8)
-    _native.lib.emulate_cuda(str(path))
+    _native.emulate_cuda(str(path))
     try:
         for call in (lambda: ops.conv2d(x, x), lambda: ops.max_pool2d(x, 2)):
             with pytest.raises(RuntimeError, match=r"2d on CUDA: kernel \w+: CUDA error \d+: \w+"):
                 call()
     finally:
-        _native.lib.emulate_cuda("")
+        _native.emulate_cuda("")
 
 
 def test_kernels_are_listed_with_sources_that_exist():

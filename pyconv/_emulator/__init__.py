@@ -53,21 +53,15 @@ def cuda_emulator(
         raise RuntimeError(f"cuda_emulator: {_native.reason}")
     if order not in ORDERS:
         raise ValueError(f"cuda_emulator: order must be one of {', '.join(ORDERS)}, got {order!r}")
-    global _active
-    if _active:
+    if _native.emulates_cuda:
         raise RuntimeError("cuda_emulator: it is active already, and must not be nested")
     path = build.library("chk" if check else "emu")
     library, report = ctypes.CDLL(str(path)), Report()
     library.pyconv_emulator_configure(ORDERS.index(order), ctypes.c_uint64(seed), int(late_copies))
-    _active = True
-    _native.lib.emulate_cuda(str(path))
+    _native.emulate_cuda(str(path))
     try:
         yield report
     finally:
-        _native.lib.emulate_cuda("")
-        _active = False
+        _native.emulate_cuda("")
         if check:
             report.read(library, path)
-
-
-_active = False

@@ -118,7 +118,7 @@ def tells_taps(
     x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int, _: bool
 ) -> bool:
     """Whether max_pool2d_taps can pool x: on the CPU, and with a tap for every pixel if one asks."""
-    if x.is_cuda or (_native.lib is not None and _native.lib.emulates_cuda()):
+    if x.is_cuda or _native.emulates_cuda:
         return False
     return (dh == dw == 1 and kh * kw <= 255) or not wants_derivative(x)
 
