@@ -5,8 +5,8 @@
     place   y[i] = x, zero elsewhere   max_unpool2d; the same as add where no two i are equal
 
 Where nobody asks for i, windows name their maximum by its tap instead, kh*KW + kw in one byte, or
-not at all. gather and add are each other's gradient. Average pooling is linear: its gradient's gradient is
-itself. In every map an image of the batch is on its own, so a batching rule folds into N.
+not at all. gather and add are each other's gradient. In every map an image of the batch is on its
+own, so a batching rule folds into N.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyconv._register._core import (
 )
 
 
-def _folded(call: Callable[..., Any], tensors: int) -> Callable[..., Any]:
+def folded(call: Callable[..., Any], tensors: int) -> Callable[..., Any]:
     """Batching rule of an op with `tensors` tensors: B batches of N images are one of B*N."""
 
     def vmap(info: Any, in_dims: tuple, *args: Any) -> Any:
@@ -46,7 +46,7 @@ def _folded(call: Callable[..., Any], tensors: int) -> Callable[..., Any]:
     return vmap
 
 
-def _one_layout(x: Tensor, y: Tensor) -> bool:
+def one_layout(x: Tensor, y: Tensor) -> bool:
     """Whether x was read and y written as channels_last; of one channel y's strides cannot tell."""
     return is_channels_last(y) if y.shape[1] > 1 else memory_format(x) == torch.channels_last
 
@@ -62,7 +62,7 @@ def _max_setup(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(indices)
     ctx.save_for_forward(indices)
     ctx.ih, ctx.iw = x.shape[2:]
-    ctx.channels_last = _one_layout(x, y)
+    ctx.channels_last = one_layout(x, y)
 
 
 def _max_jvp(ctx: Any, tx: Tensor, *_: Any) -> Any:
@@ -150,7 +150,7 @@ def _taps_setup(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None
     ctx.save_for_forward(taps)
     ctx.window = window
     ctx.ih, ctx.iw = x.shape[2:]
-    ctx.channels_last = _one_layout(x, y)
+    ctx.channels_last = one_layout(x, y)
 
 
 def _taps_backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
@@ -237,7 +237,7 @@ def _gather_setup(ctx: Any, inputs: tuple, dx: Tensor) -> None:
     ctx.save_for_backward(indices)
     ctx.save_for_forward(indices)
     ctx.oh, ctx.ow = dy.shape[2:]
-    ctx.channels_last = _one_layout(dy, dx)
+    ctx.channels_last = one_layout(dy, dx)
 
 
 def _gather_backward(ctx: Any, g: Tensor) -> Any:
@@ -250,81 +250,6 @@ def _gather_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
     return gather(tdy, indices, ctx.algorithm)
 
 
-# --- y = avg_pool2d(x) and adaptive_avg_pool2d(x): nothing to save but sizes
-
-
-def _avg_setup(ctx: Any, inputs: tuple, y: Tensor) -> None:
-    x, *ctx.rest = inputs
-    ctx.ih, ctx.iw = x.shape[2:]
-    ctx.channels_last = _one_layout(x, y)
-
-
-def _fake_avg(x, kh, kw, sh, sw, ph, pw, ceil_mode, count_include_pad, divisor, algorithm):
-    size = _pool_shapes.pool2d(
-        "avg_pool2d", x.shape, (kh, kw), (sh, sw), (ph, pw), (1, 1), ceil_mode
-    )
-    return empty(x, size, memory_format(x))
-
-
-def _avg_backward(ctx: Any, dy: Tensor) -> Any:
-    *window, _ceil_mode, count_include_pad, divisor, algorithm = ctx.rest
-    counting = (count_include_pad, divisor, ctx.channels_last, algorithm)
-    return avg_bwd(dy, ctx.ih, ctx.iw, *window, *counting), *(None,) * len(ctx.rest)
-
-
-def _avg_jvp(ctx: Any, tx: Tensor, *_: Any) -> Any:
-    return avg(tx, *ctx.rest)
-
-
-def _fake_avg_bwd(
-    dy, ih, iw, kh, kw, sh, sw, ph, pw, count_include_pad, divisor, channels_last, algorithm
-):
-    return empty(dy, (dy.shape[0], dy.shape[1], ih, iw), format_of(channels_last))
-
-
-def _avg_bwd_setup(ctx: Any, inputs: tuple, dx: Tensor) -> None:
-    dy, *ctx.rest = inputs
-    ctx.oh, ctx.ow = dy.shape[2:]
-
-
-def _avg_bwd_backward(ctx: Any, g: Tensor) -> Any:
-    _, _, *window, count_include_pad, divisor, _, algorithm = ctx.rest
-    kh, kw, sh, sw, ph, pw = window
-    floor = _pool_shapes.pool2d("avg_pool2d", g.shape, (kh, kw), (sh, sw), (ph, pw), (1, 1), False)
-    ceil_mode = (ctx.oh, ctx.ow) != floor[2:]
-    ddy = avg(g, *window, ceil_mode, count_include_pad, divisor, algorithm)
-    return ddy, *(None,) * len(ctx.rest)
-
-
-def _avg_bwd_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
-    return avg_bwd(tdy, *ctx.rest)
-
-
-def _fake_adaptive_avg(x, oh, ow, algorithm):
-    return empty(x, (x.shape[0], x.shape[1], oh, ow), memory_format(x))
-
-
-def _adaptive_avg_backward(ctx: Any, dy: Tensor) -> Any:
-    dx = adaptive_avg_bwd(dy, ctx.ih, ctx.iw, ctx.channels_last, ctx.rest[-1])
-    return dx, None, None, None
-
-
-def _adaptive_avg_jvp(ctx: Any, tx: Tensor, *_: Any) -> Any:
-    return adaptive_avg(tx, *ctx.rest)
-
-
-def _fake_adaptive_avg_bwd(dy, ih, iw, channels_last, algorithm):
-    return empty(dy, (dy.shape[0], dy.shape[1], ih, iw), format_of(channels_last))
-
-
-def _adaptive_avg_bwd_backward(ctx: Any, g: Tensor) -> Any:
-    return adaptive_avg(g, ctx.oh, ctx.ow, ctx.rest[-1]), None, None, None, None
-
-
-def _adaptive_avg_bwd_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
-    return adaptive_avg_bwd(tdy, *ctx.rest)
-
-
 max_pool: Callable[..., Any] = register(
     "max_pool2d",
     tensors=1,
@@ -332,7 +257,7 @@ max_pool: Callable[..., Any] = register(
     setup=_max_setup,
     backward=_max_backward,
     jvp=_max_jvp,
-    vmap=_folded(lambda *args: max_pool(*args), 1),
+    vmap=folded(lambda *args: max_pool(*args), 1),
 )
 max_bwd: Callable[..., Any] = register(
     "max_pool2d_bwd",
@@ -341,7 +266,7 @@ max_bwd: Callable[..., Any] = register(
     setup=_add_setup,
     backward=_add_backward,
     jvp=_add_jvp,
-    vmap=_folded(lambda *args: max_bwd(*args), 2),
+    vmap=folded(lambda *args: max_bwd(*args), 2),
 )
 max_taps: Callable[..., Any] = register(
     "max_pool2d_taps",
@@ -350,7 +275,7 @@ max_taps: Callable[..., Any] = register(
     setup=_taps_setup,
     backward=_taps_backward,
     jvp=_taps_jvp,
-    vmap=_folded(lambda *args: max_taps(*args), 1),
+    vmap=folded(lambda *args: max_taps(*args), 1),
 )
 taps_bwd: Callable[..., Any] = register(
     "max_pool2d_taps_bwd",
@@ -359,7 +284,7 @@ taps_bwd: Callable[..., Any] = register(
     setup=_add_setup,
     backward=_taps_bwd_backward,
     jvp=_taps_bwd_jvp,
-    vmap=_folded(lambda *args: taps_bwd(*args), 2),
+    vmap=folded(lambda *args: taps_bwd(*args), 2),
 )
 adaptive_max: Callable[..., Any] = register(
     "adaptive_max_pool2d",
@@ -368,7 +293,7 @@ adaptive_max: Callable[..., Any] = register(
     setup=_max_setup,
     backward=_adaptive_max_backward,
     jvp=_max_jvp,
-    vmap=_folded(lambda *args: adaptive_max(*args), 1),
+    vmap=folded(lambda *args: adaptive_max(*args), 1),
 )
 add: Callable[..., Any] = register(
     "adaptive_max_pool2d_bwd",
@@ -377,7 +302,7 @@ add: Callable[..., Any] = register(
     setup=_add_setup,
     backward=_add_backward,
     jvp=_adaptive_add_jvp,
-    vmap=_folded(lambda *args: add(*args), 2),
+    vmap=folded(lambda *args: add(*args), 2),
 )
 unpool: Callable[..., Any] = register(
     "max_unpool2d",
@@ -386,7 +311,7 @@ unpool: Callable[..., Any] = register(
     setup=_add_setup,
     backward=_unpool_backward,
     jvp=_unpool_jvp,
-    vmap=_folded(lambda *args: unpool(*args), 2),
+    vmap=folded(lambda *args: unpool(*args), 2),
 )
 gather: Callable[..., Any] = register(
     "max_unpool2d_bwd",
@@ -395,41 +320,5 @@ gather: Callable[..., Any] = register(
     setup=_gather_setup,
     backward=_gather_backward,
     jvp=_gather_jvp,
-    vmap=_folded(lambda *args: gather(*args), 2),
-)
-avg: Callable[..., Any] = register(
-    "avg_pool2d",
-    tensors=1,
-    fake=_fake_avg,
-    setup=_avg_setup,
-    backward=_avg_backward,
-    jvp=_avg_jvp,
-    vmap=_folded(lambda *args: avg(*args), 1),
-)
-avg_bwd: Callable[..., Any] = register(
-    "avg_pool2d_bwd",
-    tensors=1,
-    fake=_fake_avg_bwd,
-    setup=_avg_bwd_setup,
-    backward=_avg_bwd_backward,
-    jvp=_avg_bwd_jvp,
-    vmap=_folded(lambda *args: avg_bwd(*args), 1),
-)
-adaptive_avg: Callable[..., Any] = register(
-    "adaptive_avg_pool2d",
-    tensors=1,
-    fake=_fake_adaptive_avg,
-    setup=_avg_setup,
-    backward=_adaptive_avg_backward,
-    jvp=_adaptive_avg_jvp,
-    vmap=_folded(lambda *args: adaptive_avg(*args), 1),
-)
-adaptive_avg_bwd: Callable[..., Any] = register(
-    "adaptive_avg_pool2d_bwd",
-    tensors=1,
-    fake=_fake_adaptive_avg_bwd,
-    setup=_avg_bwd_setup,
-    backward=_adaptive_avg_bwd_backward,
-    jvp=_adaptive_avg_bwd_jvp,
-    vmap=_folded(lambda *args: adaptive_avg_bwd(*args), 1),
+    vmap=folded(lambda *args: gather(*args), 2),
 )

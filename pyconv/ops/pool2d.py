@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyconv import _pool_shapes
+from pyconv._register import avg_pool2d as _avg_pool2d
 from pyconv._register import pool2d as _pool2d
 from pyconv._register._core import wants_derivative
 from pyconv._shapes import ShapeError, pair
@@ -141,7 +142,7 @@ def avg_pool2d(
     try:
         x = _images(input)
         (kh, kw), (sh, sw), (ph, pw) = _pool_shapes.window(op, kernel_size, stride, padding)
-        y = _pool2d.avg(
+        y = _avg_pool2d.avg(
             x, kh, kw, sh, sw, ph, pw, ceil_mode, count_include_pad, divisor, algorithm or ""
         )
     except Exception:
@@ -197,7 +198,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any, *, algorithm: str | Non
     try:
         x = _images(input)
         oh, ow = _pool_shapes.adaptive(op, x.shape, output_size)
-        y = _pool2d.adaptive_avg(x, oh, ow, algorithm or "")
+        y = _avg_pool2d.adaptive_avg(x, oh, ow, algorithm or "")
     except Exception:
         _check_adaptive(op, input, output_size, algorithm)
         raise
