@@ -252,8 +252,8 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
       if (vectors.planes) {
         phases.multiply(x, Vectors<A>(L, false), vectors.count, oh, jobs.band, 0, 1, phases.packed + v0 * phases.apart,
                         phases.bias + v0 * L, result, Finish<A>(), false);
-        scatter_planes(result, out_pixels, vectors.lanes, out_pixels, output + (n * C + vectors.first(v0)) * out_pixels,
-                       finish);
+        scatter_planes(result, out_pixels, vectors.shared(v0), vectors.lanes, out_pixels,
+                       output + (n * C + vectors.first(v0)) * out_pixels, finish);
       } else {
         phases.multiply(x, vectors, vectors.count, oh, jobs.band, v0, here, phases.packed, phases.bias,
                         output + n * out_pixels * C, finish, ahead);

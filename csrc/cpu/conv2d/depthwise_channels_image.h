@@ -14,6 +14,7 @@ struct Vectors {
   bool planes;  // of an NCHW image
   Vectors(int64_t C, bool planes) : C(C), count(divide_up(C, L)), lanes(at_most(C, L)), planes(planes) {}
   int64_t first(int64_t v) const { return C < L ? 0 : at_most(v * L, C - L); }
+  int64_t shared(int64_t v) const { return v * L - first(v); }  // lanes that the vector before has as well
 };
 
 template <class T, class A>
@@ -36,9 +37,9 @@ PYCONV_NOINLINE void gather_planes(const T* from, int64_t plane, int64_t lanes, 
     _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) store(to + l * L, block[l]);
   }
 }
-// And back.
+// And back, of lanes [skipped, lanes): planes that another thread may be writing stay its own.
 template <class T, class A>
-PYCONV_NOINLINE void scatter_planes(const A* from, int64_t plane, int64_t lanes, int64_t pixels, T* to,
+PYCONV_NOINLINE void scatter_planes(const A* from, int64_t plane, int64_t skipped, int64_t lanes, int64_t pixels, T* to,
                                     const Finish<T>& finish) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t i = 0; i < pixels; i += L, from += L * L) {
@@ -46,7 +47,7 @@ PYCONV_NOINLINE void scatter_planes(const A* from, int64_t plane, int64_t lanes,
     _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) block[l] = load(from + l * L);
     transpose<A>(block);
     _Pragma("GCC unroll 16") for (int l = 0; l < L; l++) {
-      if (l >= lanes) continue;
+      if (l < skipped || l >= lanes) continue;
       if (pixels - i >= L) {
         finish.store(to + l * plane + i, block[l]);
       } else {
@@ -85,14 +86,15 @@ View<A> view(const T* image, const Vectors<A>& vectors, int64_t H, int64_t W, in
   return {copy, W * held * L, held * L, top};
 }
 
-// How the work is cut: blocks of vectors of channels whose rows stay in L2, bands of rows for several threads.
+// How the work is cut: blocks of vectors of channels whose rows stay in L2, bands of rows for several threads. The last
+// vector shares channels with the one before it, so where pixels lie side by side no block is one vector alone.
 struct Jobs {
   Cuts blocks;
   int64_t held, band, bands;  // vectors of the largest block; rows of a band
 
   template <class A>
   Jobs(const Conv2dShape& s, const Grid& h, const Reach& down, const Vectors<A>& vectors, int64_t row_bytes)
-      : blocks(vectors.count, vectors.planes ? 1 : at_least(block_bytes / (row_bytes * down.extent(1)), 1)),
+      : blocks(vectors.count, vectors.planes ? 1 : at_least(block_bytes / (row_bytes * down.extent(1)), 2)),
         held(divide_up(vectors.count, blocks.pieces)) {
     const int64_t fit = (block_bytes / (row_bytes * held) - (down.high - down.low)) / down.step;
     const int64_t share = divide_up(h.out(), at_least(8 / at_least(s.N * blocks.pieces, 1), 1));
