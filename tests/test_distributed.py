@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import pyconv
 import pyconv.nn as ours
+from pyconv.train import distributed
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo"
@@ -58,7 +58,7 @@ def compare(model, alone, slice_):
     """DDP averages gradients: a process takes 2 / 6 of its loss where one alone takes 1 / 6."""
     images, target = data()
     expected = train(alone, images, target, share=1 / 6)
-    parallel = DistributedDataParallel(model)
+    parallel = distributed.parallel(model, torch.device("cpu"))
     outputs = train(parallel, images[slice_], target[slice_], share=PROCESSES / 6)
     close(outputs, [y[slice_] for y in expected])
     close(parallel.module.state_dict(), alone.state_dict())

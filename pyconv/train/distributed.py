@@ -55,11 +55,18 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def parallel(model: Module, device: torch.device) -> Module:
-    """Return ``model``, its gradients averaged over the processes during backward."""
+    """Return ``model``, its gradients averaged over the processes during backward.
+
+    In a group of its own. DDP's hooks and its reducer hold each other and their group for good, so
+    that group's threads live until the process ends; one that then still dropped a tensor Python
+    knows (those of the other functions here) would wait for an interpreter that is gone, and abort.
+    """
     if not dist.is_initialized():
         return model
     devices = None if device.type == "cpu" else [device]
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, process_group=dist.new_group()
+    )
 
 
 def share(batch: Tensor) -> Tensor:
