@@ -73,7 +73,7 @@ endef
 ## make ctest      the C++ tests of the kernels, once per instruction set
 .PHONY: ctest
 ctest: env
-	$(call ctest,release)
+	$(call ctest,release,-DPYCONV_STATIC=OFF -DCMAKE_CROSSCOMPILING_EMULATOR=)
 
 # TSan of gcc before 14 fails on kernels with much address randomisation.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -96,7 +96,7 @@ AARCH64 := -DPYCONV_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR
 .PHONY: cross
 cross: env
 ifneq ($(shell command -v qemu-x86_64),)
-	$(call ctest,nehalem,-DPYCONV_STATIC=ON "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-x86_64;-cpu;Nehalem")
+	$(call ctest,release,-DPYCONV_STATIC=ON "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-x86_64;-cpu;Nehalem")
 else
 	@echo "skipped: x86-64 without AVX (needs qemu-x86_64, Debian package qemu-user)"
 endif
