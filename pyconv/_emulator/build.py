@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -55,31 +56,50 @@ def _native() -> list[str]:
     return ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
 
 
-def build(kernels: list[Path], tier: str, include: Path | None = None) -> Path:
-    """The shared object of these .cu files and the emulator, from the cache if it is there."""
-    root = sources()
-    flags = [*FLAGS, *_native(), f"-I{root}"] + ([f"-I{include}"] if include else [])
-    commands = [["-O2", "-c", f"{root}/emulator/{name}.cpp"] for name in MACHINE[tier]]
-    commands += [[*KERNEL_FLAGS[tier], "-x", "c++", "-c", str(p)] for p in kernels]
-    digest = hashlib.sha256(_run([compiler(), "--version"]).encode())
-    digest.update(repr((compiler(), platform.node(), flags, commands)).encode())
-    inputs = [p for room in ("common", "cuda", "emulator") for p in (root / room).rglob("*.*")]
-    for folder in {p.parent for p in kernels}:
-        inputs += folder.glob("*.h")
-    for source in sorted({*inputs, *kernels}):
-        digest.update(source.read_bytes())
-    target = cache_folder() / f"emulator-{tier}-{digest.hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        objects = [f"{work}/{i}.o" for i in range(len(commands))]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(lambda c, o: _run([compiler(), *flags, *c, "-o", o]), commands, objects))
-        library = f"{work}/library.so"
-        _run([compiler(), "-shared", "-Wl,-Bsymbolic", *objects, "-o", library])
-        os.replace(library, target)  # whole or not at all, whoever else is building it
+def _cached(target: Path, make: Callable[[str], None]) -> Path:
+    """`target`, made if it is not there: whole or not at all, whoever else is making it."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            make(f"{work}/new")
+            os.replace(f"{work}/new", target)
     return target
+
+
+def build(kernels: list[Path], tier: str, root: Path | None = None) -> Path:
+    """The shared object of these .cu files and the emulator; what the cache has is not compiled again.
+
+    An object is known by the text of its source and of every header, wherever they lie.
+    """
+    root, cache = root or sources(), cache_folder()
+    flags = [*FLAGS, *_native(), f"-I{root}"]
+    files = [(root / f"emulator/{name}.cpp", ["-O2"]) for name in MACHINE[tier]]
+    files += [(path, [*KERNEL_FLAGS[tier], "-x", "c++"]) for path in kernels]
+    headers = {p for room in ("common", "cuda", "emulator") for p in (root / room).rglob("*.h")}
+    headers |= {p for folder in {k.parent for k in kernels} for p in folder.glob("*.h")}
+    common = hashlib.sha256(_run([compiler(), "--version"]).encode())
+    common.update(repr((compiler(), platform.node(), flags[:-1])).encode())
+    for header in sorted(headers, key=lambda p: (p.name, p.read_bytes())):
+        common.update(header.read_bytes())
+
+    def compiled(file: tuple[Path, list[str]]) -> Path:
+        source, how = file
+        digest = common.copy()
+        digest.update(repr((how, source.name)).encode() + source.read_bytes())
+
+        def make(new: str) -> None:
+            _run([compiler(), *flags, *how, "-c", str(source), "-o", new])
+
+        return _cached(cache / f"{digest.hexdigest()[:24]}.o", make)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = [str(path) for path in pool.map(compiled, files)]
+    name = hashlib.sha256(repr(objects).encode()).hexdigest()[:24]
+
+    def link(new: str) -> None:
+        _run([compiler(), "-shared", "-Wl,-Bsymbolic", *objects, "-o", new])
+
+    return _cached(cache / f"emulator-{tier}-{name}.so", link)
 
 
 @cache
