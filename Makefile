@@ -14,7 +14,7 @@ SHELL       := /bin/bash
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-CPP_FILES  = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+CPP_FILES  = $(shell find csrc benchmarks pyconv -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -4,6 +4,7 @@
 #include "emulator/check.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 
 #include <map>
@@ -46,6 +47,28 @@ char* base() {
     return static_cast<char*>(info.dli_fbase);
   }();
   return address;
+}
+
+// Whether p lies in what this library may write: its variables, and not its constants.
+bool is_variable(const char* p) {
+  static const std::vector<Range> writable = [] {
+    std::vector<Range> found;
+    dl_iterate_phdr(
+        [](dl_phdr_info* object, size_t, void* out) {
+          for (int i = 0; i < object->dlpi_phnum && reinterpret_cast<char*>(object->dlpi_addr) == base(); i++) {
+            const auto& part = object->dlpi_phdr[i];
+            if (part.p_type != PT_LOAD || !(part.p_flags & PF_W)) continue;
+            static_cast<std::vector<Range>*>(out)->push_back({base() + part.p_vaddr, size_t(part.p_memsz)});
+          }
+          return 0;
+        },
+        &found);
+    return found;
+  }();
+  for (const Range& range : writable) {
+    if (range.has(p)) return true;
+  }
+  return false;
 }
 
 uint32_t site_of(void* return_address) { return uint32_t(static_cast<char*>(return_address) - base()); }
@@ -128,7 +151,7 @@ bool is_its_own(const char* p) {
   };
   if (in(threadIdx) || in(blockIdx) || in(blockDim) || in(gridDim)) return true;
   Dl_info info;
-  return dladdr(p, &info) && info.dli_fbase == base();
+  return dladdr(p, &info) && info.dli_fbase == base() && !is_variable(p);
 }
 
 std::string neighbour(const char* p) {
@@ -142,8 +165,11 @@ std::string neighbour(const char* p) {
     const std::string text = near(o.data, o.bytes, o.name);
     if (!text.empty()) return text;
   }
-  const std::string text = near(block.shared, block.shared_bytes, "shared memory");
-  return text.empty() ? "far from every operand" : text;
+  for (const Range& shared : {Range{block.shared, block.shared_bytes}, static_shared()}) {
+    const std::string text = shared.bytes ? near(shared.begin, shared.bytes, "shared memory") : "";
+    if (!text.empty()) return text;
+  }
+  return "far from every operand";
 }
 
 // A wild access could end the process: the launch ends before it is made.
@@ -159,13 +185,17 @@ void note(void* from, const void* address, int bytes, int kind, int thread) {
   if (!running || in_stacks(p)) return;
   const uint32_t site = site_of(from);
   const Stamp now = {block_count, block.epoch, block.warp[thread / lanes].epoch, site, uint16_t(thread)};
-  if (p >= block.shared && p < block.shared + block.shared_bytes) {
-    const size_t offset = size_t(p - block.shared);
-    if (offset + bytes > block.shared_bytes)
-      out_of_bounds(site, bytes, kind, thread, "across the end of shared memory");
-    record(shared_records, offset, bytes, kind, now, Memory::shared, "shared memory");
-    count_traffic(site, Memory::shared, offset, bytes, kind, thread);
-    return;
+  size_t before = 0;  // bytes of shared memory, the launch's and then the variables'
+  for (const Range& shared : {Range{block.shared, block.shared_bytes}, static_shared()}) {
+    if (shared.has(p)) {
+      if (p + bytes > shared.begin + shared.bytes)
+        out_of_bounds(site, bytes, kind, thread, "across the end of shared memory");
+      const size_t offset = before + size_t(p - shared.begin);
+      record(shared_records, offset, bytes, kind, now, Memory::shared, "shared memory");
+      count_traffic(site, Memory::shared, offset, bytes, kind, thread);
+      return;
+    }
+    before = (shared.bytes + 127) / 128 * 128;
   }
   if (Operand* o = operand_at(p)) {
     const size_t offset = size_t(p - o->data);
@@ -183,7 +213,7 @@ void note(void* from, const void* address, int bytes, int kind, int thread) {
 
 void begin_launch() {
   first_block = block_count + 1;
-  shared_records.assign(block.shared_bytes / granule + 1, {});
+  shared_records.assign((block.shared_bytes + 128 + static_shared().bytes) / granule + 1, {});
   pthread_attr_t attributes;
   void* low;
   size_t bytes;

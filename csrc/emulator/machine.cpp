@@ -9,6 +9,12 @@
 
 #include "emulator/fiber.h"
 
+// Made by the linker where there is such a section.
+extern "C" {
+extern char __start_pyconv_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_pyconv_shared[] __attribute__((weak, visibility("hidden")));
+}
+
 pyconv::emulator::Index3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
@@ -129,6 +135,7 @@ void begin(const Index3& where) {
   }
   // What no thread has written is a NaN of every floating type.
   if (block.shared_bytes) std::memset(block.shared, 0xff, block.shared_bytes);
+  if (const Range own = static_shared(); own.bytes) std::memset(own.begin, 0xff, own.bytes);
 }
 
 bool valid(const Index3& grid, const Index3& size, size_t shared_bytes) {
@@ -183,6 +190,8 @@ std::string text_of_thread(int number) {
 bool in_stacks(const void* address) {
   return stacks && address >= stacks && address < stacks + max_threads * stack_bytes;
 }
+
+Range static_shared() { return {__start_pyconv_shared, size_t(__stop_pyconv_shared - __start_pyconv_shared)}; }
 
 const char* failure_text() { return failure.c_str(); }
 

@@ -86,6 +86,14 @@ std::string text_of(const std::source_location& place);
 std::string text_of_thread(int number);
 bool in_stacks(const void* address);
 
+// __shared__ variables of all kernels of this library.
+struct Range {
+  char* begin;
+  size_t bytes;
+  bool has(const void* p) const { return p >= begin && p < begin + bytes; }
+};
+Range static_shared();
+
 // What watches a launch: check.cpp, in the checked build.
 enum Access : int { reads = 0, writes = 1, copied = 2 };
 struct Watcher {

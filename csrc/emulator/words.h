@@ -13,6 +13,9 @@
 
 #define __global__
 #define __device__
+// One block runs at a time: what its threads share is what the process has once, in a section of its own, so that it can
+// be told apart. pyconv's kernels use shared(), which takes the size that a kernel was launched with.
+#define __shared__ static __attribute__((section("pyconv_shared")))
 #define __launch_bounds__(...)
 #define PYCONV_DEVICE inline __attribute__((always_inline))
 // Where a word was called from, for its error messages.

@@ -7,12 +7,12 @@ six times slower.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -56,14 +56,12 @@ def _native() -> list[str]:
     return ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
 
 
-def _cached(target: Path, make: Callable[[str], None]) -> Path:
-    """`target`, made if it is not there: whole or not at all, whoever else is making it."""
+def _make(target: Path, command: list[str]) -> None:
+    """`target` by a command that ends with its -o, whole or not at all."""
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            make(f"{work}/new")
+            _run([*command, "-o", f"{work}/new"])
             os.replace(f"{work}/new", target)
-    return target
 
 
 def build(kernels: list[Path], tier: str, root: Path | None = None) -> Path:
@@ -82,24 +80,23 @@ def build(kernels: list[Path], tier: str, root: Path | None = None) -> Path:
     for header in sorted(headers, key=lambda p: (p.name, p.read_bytes())):
         common.update(header.read_bytes())
 
-    def compiled(file: tuple[Path, list[str]]) -> Path:
-        source, how = file
+    objects = []
+    for source, how in files:
         digest = common.copy()
         digest.update(repr((how, source.name)).encode() + source.read_bytes())
-
-        def make(new: str) -> None:
-            _run([compiler(), *flags, *how, "-c", str(source), "-o", new])
-
-        return _cached(cache / f"{digest.hexdigest()[:24]}.o", make)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = [str(path) for path in pool.map(compiled, files)]
+        objects.append(cache / f"{digest.hexdigest()[:24]}.o")
     name = hashlib.sha256(repr(objects).encode()).hexdigest()[:24]
-
-    def link(new: str) -> None:
-        _run([compiler(), "-shared", "-Wl,-Bsymbolic", *objects, "-o", new])
-
-    return _cached(cache / f"emulator-{tier}-{name}.so", link)
+    target = cache / f"emulator-{tier}-{name}.so"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:  # processes that want the same wait for the first
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        commands = [[compiler(), *flags, *how, "-c", str(source)] for source, how in files]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(_make, objects, commands))
+        _make(target, [compiler(), "-shared", "-Wl,-Bsymbolic", *map(str, objects)])
+    return target
 
 
 @cache
