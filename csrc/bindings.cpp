@@ -29,6 +29,9 @@
 #define BATCH_NORM_BWD                                                                           \
   "(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, float eps, str algorithm) -> " \
   "(Tensor dx, Tensor dweight, Tensor dbias)"
+#define BATCH_NORM_RELU_BWD                                                                                            \
+  "(Tensor dy, Tensor y, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool residual, float eps, str algorithm) " \
+  "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 
 // OP(name, arguments -> returns)
 #define PYCONV_OPS(OP)                                                                                                \
@@ -59,7 +62,15 @@
   OP(batch_norm_eval,                                                                                                 \
      "(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm) -> Tensor")         \
   OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                            \
-  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)
+  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)                                                                             \
+  OP(batch_norm_relu_train,                                                                                           \
+     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str algorithm) -> "                       \
+     "(Tensor y, Tensor mean, Tensor var)")                                                                           \
+  OP(batch_norm_relu_eval,                                                                                            \
+     "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "                \
+     "str algorithm) -> Tensor")                                                                                      \
+  OP(batch_norm_relu_train_bwd, BATCH_NORM_RELU_BWD)                                                                  \
+  OP(batch_norm_relu_eval_bwd, BATCH_NORM_RELU_BWD)
 
 STABLE_TORCH_LIBRARY(pyconv, m) {
 #define DEFINE(name, signature) m.def(#name signature), m.def("_" #name signature);

@@ -185,6 +185,7 @@ def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[in
 
 
 def batch_norm(
+    op: str,
     x: Sequence[int],
     training: bool,
     eps: float,
@@ -194,7 +195,6 @@ def batch_norm(
     bias: Sequence[int] | None,
 ) -> int:
     """Values per channel of (N, C, ...), or the error that says why it cannot be normalised."""
-    op = "batch_norm"
     if len(x) < 2:
         raise ShapeError(
             f"{op}: input must be (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W),"

@@ -54,6 +54,24 @@ def operands(shape, dtype, layout, params, affine=(True, True), mean=2.0, spread
     return x, weight, bias, running_mean, running_var
 
 
+@torch.no_grad()
+def magnitudes(X, W, B, DY, mean, var, eps):
+    """What the terms of y, dx and (dbias, dweight) amount to without their signs."""
+    over, values = (0, 2, 3), max(X.shape[0] * X.shape[2] * X.shape[3], 1)
+    column = lambda t: t[:, None, None]  # noqa: E731
+    if mean is None:
+        mean = X.mean(over)
+        var = (X - column(mean)).square().mean(over)
+    r = torch.rsqrt(var + eps)
+    scale = column(r if W is None else r * W.abs())
+    xhat = ((X - column(mean)).abs() + column(mean.abs())) * column(r)
+    DY = DY.abs()
+    through = DY.sum(over), (DY * xhat).sum(over)
+    size_y = scale * (xhat + 1) / column(r) + (0 if B is None else column(B.abs()))
+    size_dx = scale * (DY + column(through[0] / values) + xhat * column(through[1] / values))
+    return size_y, size_dx, through
+
+
 def check_against_float64(
     shape,
     dtype,
@@ -78,18 +96,9 @@ def check_against_float64(
     got = torch.autograd.grad(y, inputs, dy)
     expected = torch.autograd.grad(Y, [t for t in (X, W, B) if t is not None], dy.double())
 
-    over, values = (0, 2, 3), max(shape[0] * shape[2] * shape[3], 1)
-    with torch.no_grad():
-        column = lambda t: t[:, None, None]  # noqa: E731
-        mean = X.mean(over) if training else RUNNING[0]
-        var = (X - column(mean)).square().mean(over) if training else RUNNING[1]
-        r = torch.rsqrt(var + eps)
-        scale = column(r if W is None else r * W.abs())
-        xhat = ((X - column(mean)).abs() + column(mean.abs())) * column(r)
-        DY = dy.double().abs()
-        through = DY.sum(over), (DY * xhat).sum(over)
-        size_y = scale * (xhat + 1) / column(r) + (0 if B is None else column(B.abs()))
-        size_dx = scale * (DY + column(through[0] / values) + xhat * column(through[1] / values))
+    values = max(shape[0] * shape[2] * shape[3], 1)
+    statistics = (None, None) if training else RUNNING
+    size_y, size_dx, through = magnitudes(X, W, B, dy.double(), *statistics, eps)
 
     assert y.dtype == got[0].dtype == dtype
     assert_close(y, Y, magnitude=size_y, terms=values, name="y")

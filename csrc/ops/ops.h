@@ -9,6 +9,7 @@ namespace pyconv::ops {
 using OptionalTensor = std::optional<Tensor>;
 using Tensor2 = std::tuple<Tensor, Tensor>;
 using Tensor3 = std::tuple<Tensor, Tensor, Tensor>;
+using Tensor4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // conv2d.cpp
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
@@ -59,5 +60,16 @@ Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& me
                              const OptionalTensor& weight, double eps, const std::string& algorithm);
 Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                             const OptionalTensor& weight, double eps, const std::string& algorithm);
+Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
+                              const OptionalTensor& bias, double eps, const std::string& algorithm);
+Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
+                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                            const std::string& algorithm);
+Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
+                                  const std::string& algorithm);
+Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
+                                 const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
+                                 const std::string& algorithm);
 
 }  // namespace pyconv::ops

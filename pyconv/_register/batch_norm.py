@@ -14,6 +14,7 @@ The second derivatives below are plain torch operations, so that a third and a f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,16 +120,27 @@ def _eval_backward(ctx: Any, dy: Tensor) -> tuple:
         dx = eval(dy, torch.zeros_like(mean), var, weight, None, ctx.eps, ctx.algorithm)
         return dx, None, None, None, None, None, None
     dx, dweight, dbias = eval_bwd(dy, x, mean, var, weight, ctx.eps, ctx.algorithm)
+    needs = need_mean, need_var, need_weight, need_bias
+    return dx, *_eval_per_channel(var, weight, ctx.eps, dweight, dbias, needs), None, None
+
+
+def _eval_per_channel(
+    var: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    dweight: Tensor,
+    dbias: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """dmean, dvar, dweight and dbias, where needed."""
+    need_mean, need_var, need_weight, need_bias = needs
     scale = 1.0 if weight is None else weight
-    r = torch.rsqrt(var + ctx.eps)
+    r = torch.rsqrt(var + eps)
     return (
-        dx,
         -scale * r * dbias if need_mean else None,
         -0.5 * scale * r.square() * dweight if need_var else None,
         dweight if need_weight else None,
         dbias if need_bias else None,
-        None,
-        None,
     )
 
 

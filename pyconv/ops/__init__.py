@@ -1,6 +1,7 @@
 """The operators, with the signatures of torch.nn.functional: `from pyconv import ops`."""
 
 from pyconv.ops.batch_norm import batch_norm as batch_norm
+from pyconv.ops.batch_norm import batch_norm_relu as batch_norm_relu
 from pyconv.ops.conv2d import conv2d as conv2d
 from pyconv.ops.conv2d import conv2d_fused as conv2d_fused
 from pyconv.ops.conv2d import conv2d_pack as conv2d_pack

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _shapes
+from pyconv import _native, _shapes
 from pyconv._register import batch_norm as _batch_norm
-from pyconv.ops._check import algorithm_name, floating, tensor
+from pyconv._register import batch_norm_relu as _batch_norm_relu
+from pyconv.ops._check import algorithm_name, floating, same_dtype, tensor
 
 _PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
 
@@ -60,23 +61,91 @@ def batch_norm(
 
     Source: Ioffe and Szegedy, Batch Normalization, arXiv:1502.03167, algorithms 1 and 2.
     """
-    op = "batch_norm"
+    per_channel = (running_mean, running_var, weight, bias)
+    return _normalise(
+        "batch_norm", input, None, per_channel, training, momentum, eps, algorithm, _batch_norm
+    )
+
+
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    algorithm: str | None = None,
+) -> Tensor:
+    """Batch normalisation, the sum with a residual, and ReLU, in the passes of the first alone.
+
+        y = relu(batch_norm(input) + residual)
+
+    Rounded once. The backward pass reads y to know where the ReLU let pass; what is saved for it is
+    what batch_norm and a convolution that reads y save anyway.
+
+    Args:
+        input, running_mean, running_var, weight, bias, training, momentum, eps: as batch_norm.
+        residual: of input's shape and dtype, or None.
+        algorithm: as batch_norm.
+
+    Returns:
+        As batch_norm. On a GPU, or in its emulator, the three operations run one after the other.
+
+    Raises:
+        ShapeError, ValueError, TypeError: as batch_norm; ShapeError for a residual that does not fit.
+
+    Source: cuDNN's cudnnBatchNormalizationForwardTrainingEx, CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION.
+    """
+    op = "batch_norm_relu"
+    same_dtype(op, input, residual=residual)
+    if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
+        raise _shapes.ShapeError(
+            f"{op}: residual must have input's shape {tuple(input.shape)} and dtype {input.dtype},"
+            f" got {tuple(residual.shape)} and {residual.dtype}"
+        )
+    per_channel = (running_mean, running_var, weight, bias)
+    rest = (per_channel, training, momentum, eps, algorithm)
+    if input.is_cuda or _native.emulates_cuda:
+        y = _normalise(op, input, None, *rest, _batch_norm)
+        return (y if residual is None else y + residual).relu()
+    return _normalise(op, input, residual, *rest, _batch_norm_relu)
+
+
+def _normalise(
+    op: str,
+    input: Tensor,
+    residual: Tensor | None,
+    per_channel: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    training: bool,
+    momentum: float,
+    eps: float,
+    algorithm: str | None,
+    kernels: Any,
+) -> Tensor:
+    """Checks the arguments of `op`, calls one of its two kernels, moves the running statistics."""
     floating(op, input)
     momentum, eps = _shapes.number(op, "momentum", momentum), _shapes.number(op, "eps", eps)
     dtype = _batch_norm.stats_dtype(input)
-    per_channel = (running_mean, running_var, weight, bias)
     sizes = [
         None if t is None else _size(op, name, t, input, dtype)
         for name, t in zip(_PER_CHANNEL, per_channel, strict=True)
     ]
-    values = _shapes.batch_norm(input.shape, training, eps, *sizes)
+    values = _shapes.batch_norm(op, input.shape, training, eps, *sizes)
     algorithm = algorithm_name(op, algorithm)
 
     x = _as_images(input)
+    operands: tuple[Tensor | None, ...] = (x,)
+    if kernels is _batch_norm_relu:
+        operands = (x, None if residual is None else _as_images(residual))
+    running_mean, running_var, weight, bias = per_channel
     weight = weight if weight is None or weight.dtype == dtype else weight.to(dtype)
     bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
     if training:
-        y, mean, var = _batch_norm.train(x, weight, bias, eps, algorithm)
+        y, mean, var = kernels.train(*operands, weight, bias, eps, algorithm)
         if running_mean is not None and running_var is not None and values > 0:
             _batch_norm.update(running_mean, running_var, mean, var, values, momentum)
     else:
@@ -85,7 +154,7 @@ def batch_norm(
         # Copies where a backward pass may read them: a later batch must not change this gradient.
         copy = torch.is_grad_enabled()
         mean, var = running_mean.to(dtype, copy=copy), running_var.to(dtype, copy=copy)
-        y = _batch_norm.eval(x, mean, var, weight, bias, eps, algorithm)
+        y = kernels.eval(*operands, mean, var, weight, bias, eps, algorithm)
     return y if y.dim() == input.dim() else y.reshape(input.shape)
 
 

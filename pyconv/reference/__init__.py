@@ -9,6 +9,10 @@ from pyconv.reference.batch_norm import batch_norm_eval as batch_norm_eval
 from pyconv.reference.batch_norm import batch_norm_eval_bwd as batch_norm_eval_bwd
 from pyconv.reference.batch_norm import batch_norm_train as batch_norm_train
 from pyconv.reference.batch_norm import batch_norm_train_bwd as batch_norm_train_bwd
+from pyconv.reference.batch_norm_relu import batch_norm_relu_eval as batch_norm_relu_eval
+from pyconv.reference.batch_norm_relu import batch_norm_relu_eval_bwd as batch_norm_relu_eval_bwd
+from pyconv.reference.batch_norm_relu import batch_norm_relu_train as batch_norm_relu_train
+from pyconv.reference.batch_norm_relu import batch_norm_relu_train_bwd as batch_norm_relu_train_bwd
 from pyconv.reference.conv2d import conv2d as conv2d
 from pyconv.reference.conv2d import conv2d_bwd_input as conv2d_bwd_input
 from pyconv.reference.conv2d import conv2d_bwd_weight as conv2d_bwd_weight

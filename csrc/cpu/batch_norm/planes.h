@@ -214,15 +214,12 @@ template <class T, class A, bool relu>
 PYCONV_NOINLINE void finish_bwd(const NormShape& s, const Part& part, const Upstream<T, relu>& up, const T* x,
                                 const Line<A>& line, T* dx, T* dresidual) {
   const A shift = line.shift, slope = line.slope, factor = line.factor, offset = line.offset;
+  const bool training = s.training;
   const Finish<T> plain;
-  if (dresidual) {
-    for_part<A>(s, part, [&](auto get, auto put, int64_t i) { put(plain, dresidual + i, up(get, i)); });
-  }
-  if (!s.training) {
-    return for_part<A>(s, part, [&](auto get, auto put, int64_t i) { put(plain, dx + i, up(get, i) * factor); });
-  }
   for_part<A>(s, part, [&](auto get, auto put, int64_t i) {
-    put(plain, dx + i, up(get, i) * factor + ((get(x + i, A(0)) - shift) * slope + offset));
+    const vec<A> g = up(get, i), d = training ? get(x + i, A(0)) - shift : vec<A>{};
+    if (dresidual) put(plain, dresidual + i, g);
+    put(plain, dx + i, g * factor + (d * slope + offset));
   });
 }
 
@@ -234,10 +231,10 @@ void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* m
   Parts(s).run(
       s.per_channel(), [&](const Part& part) { return products<T, A, relu>(s, part, up, x, mean[part.c]); },
       [&](int64_t c, const Sums& sums) {
-        const double r = 1 / __builtin_sqrt(var[c] + s.eps);
+        const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
         dbias[c] = A(sums.first);
         dweight[c] = A(sums.second * r);
-        lines[c] = Line<A>::of_gradient(mean[c], r, weight ? weight[c] : 1, sums, M);
+        lines[c] = s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0);
       },
       [&](const Part& part) { finish_bwd<T, A, relu>(s, part, up, x, lines[part.c], dx, dresidual); });
 }
