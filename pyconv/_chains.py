@@ -21,6 +21,7 @@ NORMS = (
     torch.nn.SyncBatchNorm,
     pyconv.nn.BatchNorm2d,
     pyconv.nn.SyncBatchNorm,
+    pyconv.nn.BatchNormReLU2d,
 )
 _CONVS = (torch.nn.Conv2d, pyconv.nn.Conv2d)
 _WRITING_ADDS = (operator.iadd, "add_")
@@ -164,10 +165,13 @@ def _from(
     reader = _only_reader(node)
     if reader is not None and reader.op == "call_module" and reader.target not in made:
         layer = root.get_submodule(str(reader.target))
-        if type(conv) is not FusedConv2d and _is_norm(layer, conv):
+        if type(conv) is not FusedConv2d and _is_norm(layer, conv) and reader.args == (node,):
             chain.nodes.append(reader)
             chain.labels.append(label(reader))
             chain.norm = layer
+            if type(layer) is pyconv.nn.BatchNormReLU2d:
+                chain.relu = True
+                return chain
             reader = _only_reader(reader)
     if reader is not None and (residual := _added(reader, chain.nodes[-1])) is not None:
         end = _only_reader(reader)

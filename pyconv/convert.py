@@ -2,6 +2,7 @@
 
     pyconv.convert(model)                   # torch.nn.Conv2d and friends become pyconv.nn's
     pyconv.convert(model, report=print)     # ... and say what was left, and why
+    pyconv.convert(model, fuse=True)        # ... and run batch norm, sum and ReLU as one
     pyconv.revert(model)                    # back again
 
 Our layers differ from torch's by their class alone (pyconv.nn), so swapping a layer is assigning
@@ -22,6 +23,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from pyconv.nn import _ours
+from pyconv.nn.batch_norm_relu import NormReLUSequential, is_pair
 from pyconv.ops._check import DTYPES
 
 _TO_OURS: dict[type, type] = {
@@ -71,7 +73,9 @@ def _write_to_log(report: Report) -> None:
     _log.log(logging.WARNING if report.left else logging.INFO, "%s", report)
 
 
-def convert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) -> _Model:
+def convert(
+    model: _Model, *, fuse: bool = False, report: Callable[[Report], None] = _write_to_log
+) -> _Model:
     """Makes the layers of `model` that pyconv has run on its kernels, in place.
 
     Swapped are layers whose class is exactly torch's (or torch's with parametrizations): the
@@ -85,6 +89,10 @@ def convert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) 
     Args:
         model: any module; it may itself be such a layer. A layer shared by several parents is
             swapped for all of them.
+        fuse: also swap the class of what calls a BatchNorm2d and then a ReLU, so that the two, and
+            the sum with a shortcut between them, run as ops.batch_norm_relu, in training too: a
+            plain Sequential, and a block whose class names its twin in an attribute `fused_class`,
+            as those of pyconv.models.resnet do. Names, layers and state_dict stay.
         report: called once with the `Report` of what was swapped, what was left and why. By default
             it goes to the logger "pyconv": as a warning if anything was left, else as information.
             `report=print` prints it.
@@ -95,7 +103,15 @@ def convert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
     """
-    return _swap("convert", model, _TO_OURS, report)
+    done = _swap("convert", model, _TO_OURS)
+    if fuse:
+        for name, module in _walk(model, "", set()):
+            new = _fused_class(module)
+            if new is not None and not _frozen(module) and "forward" not in vars(module):
+                done.swapped[name] = type(module).__name__
+                module.__class__ = new
+    report(done)
+    return model
 
 
 def revert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) -> _Model:
@@ -106,12 +122,33 @@ def revert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) -
 
     Revert before whatever knows only torch's own layers or operators, such as an export to ONNX.
     """
-    return _swap("revert", model, _TO_TORCHS, report)
+    done = _swap("revert", model, _TO_TORCHS)
+    done.swapped.update(unfuse(model))
+    report(done)
+    return model
 
 
-def _swap(
-    caller: str, model: _Model, classes: dict[type, type], report: Callable[[Report], None]
-) -> _Model:
+def _fused_class(module: Module) -> type | None:
+    """What runs batch norms of `module` together with the ReLUs behind them, None where nothing does."""
+    if type(module) is torch.nn.Sequential:
+        pairs = zip(module, list(module)[1:])
+        return NormReLUSequential if any(is_pair(*pair) for pair in pairs) else None
+    return vars(type(module)).get("fused_class")
+
+
+def unfuse(model: Module) -> dict[str, str]:
+    """Undoes convert's fuse=True in place; the names and classes of what was fused."""
+    undone = {}
+    for name, module in _walk(model, "", set()):
+        old = type(module)
+        plain = torch.nn.Sequential if old is NormReLUSequential else vars(old).get("plain_class")
+        if plain is not None and not _frozen(module):
+            undone[name] = old.__name__
+            module.__class__ = plain
+    return undone
+
+
+def _swap(caller: str, model: Module, classes: dict[type, type]) -> Report:
     if not isinstance(model, Module):
         raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
     changes: list[tuple[Module, type]] = []
@@ -126,8 +163,7 @@ def _swap(
             done.swapped[name] = type(module).__name__
     for module, new in changes:
         module.__class__ = new
-    report(done)
-    return model
+    return done
 
 
 def _walk(module: Module, name: str, seen: set[Module]) -> Iterator[tuple[str, Module]]:

@@ -26,7 +26,7 @@ from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from pyconv import _chains, _tracing
 from pyconv.convert import Report as Conversion
-from pyconv.convert import _frozen, convert
+from pyconv.convert import _frozen, convert, unfuse
 from pyconv.nn.fused import FusedConv2d
 
 _log = logging.getLogger("pyconv")
@@ -95,7 +95,9 @@ def fuse(model: Module, *, report: Callable[[Report], None] = _write_to_log) -> 
             " be folded; call model.eval() first"
         )
     done = Report()
-    fused = _Fuser(done).module(_copy(model), "").requires_grad_(False)
+    plain = _copy(model)
+    unfuse(plain)
+    fused = _Fuser(done).module(plain, "").requires_grad_(False)
     conversions: list[Conversion] = []
     convert(fused, report=conversions.append)
     for name, module in fused.named_modules():

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from pyconv.nn.batch_norm_relu import norm_relu
+
 from ._layers import resolve
 
 
@@ -42,6 +44,8 @@ class BasicBlock(torch.nn.Module):
     names it.
     """
 
+    fused_class: type  # what pyconv.convert(model, fuse=True) makes of it
+
     def __init__(self, ni: int, nf: int, stride: int, option: str, nn: ModuleType) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(ni, nf, 3, stride=stride, padding=1, bias=False)
@@ -65,6 +69,20 @@ class BasicBlock(torch.nn.Module):
         return self.relu(x + shortcut)
 
 
+class FusedBasicBlock(BasicBlock):
+    """The same in two convolutions and two batch norms that add and clip where they store."""
+
+    plain_class = BasicBlock
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = norm_relu(self.bn1, self.relu, self.conv1(x))
+        return norm_relu(self.bn2, self.relu, self.conv2(x), shortcut)
+
+
+BasicBlock.fused_class = FusedBasicBlock
+
+
 class ResNet(torch.nn.Module):
     """A stem, stages of basic blocks, global average pooling, one linear layer.
 
@@ -80,6 +98,8 @@ class ResNet(torch.nn.Module):
         in_channels: channels of the images.
         nn: the layer namespace; None is `pyconv.nn`.
     """
+
+    fused_class: type  # as BasicBlock's
 
     def __init__(
         self,
@@ -123,11 +143,26 @@ class ResNet(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes)."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        return self._from_stem(self.relu(self.bn1(self.conv1(x))))
+
+    def _from_stem(self, x: Tensor) -> Tensor:
         x = self.maxpool(x)
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         return self.fc(self.flatten(self.avgpool(x)))
+
+
+class FusedResNet(ResNet):
+    """The same with the stem's batch norm and ReLU in one."""
+
+    plain_class = ResNet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, num_classes)."""
+        return self._from_stem(norm_relu(self.bn1, self.relu, self.conv1(x)))
+
+
+ResNet.fused_class = FusedResNet
 
 
 def resnet18(

@@ -10,6 +10,8 @@ torch.nn (Linear, ReLU, Module, init, utils, ...) is torch's own object. Our lay
 of torch's of the same name: same constructor, same initial weights for the same seed, same
 state_dict, same repr. Each has one attribute more, `algorithm`: None lets the kernel list choose, a
 name of pyconv.algorithms forces that kernel.
+
+BatchNormReLU2d has no namesake in torch: batch norm, the sum with a shortcut and ReLU as one layer.
 """
 
 # ruff: noqa: F403, I001
@@ -18,3 +20,4 @@ name of pyconv.algorithms forces that kernel.
 from pyconv.nn._ours import *
 from torch.nn import *  # type: ignore[assignment,no-redef]
 from pyconv.nn._ours import *
+from pyconv.nn.batch_norm_relu import BatchNormReLU2d as BatchNormReLU2d

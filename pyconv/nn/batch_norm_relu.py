@@ -1,0 +1,93 @@
+"""Batch norm, the sum with a shortcut and ReLU as one layer, and blocks that find the three by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules import batchnorm
+from torch.nn.modules.module import _has_any_global_hook
+
+from pyconv import ops
+from pyconv.nn._algorithm import AlgorithmMixin
+from pyconv.nn.batch_norm import BatchNorm2d, _running
+
+
+class BatchNormReLU2d(AlgorithmMixin, batchnorm._NormBase):
+    """relu(batch_norm(input) + residual), pyconv.ops.batch_norm_relu as a layer, in training too.
+
+    Constructor, parameters, buffers and state_dict of BatchNorm2d; `residual`, of input's shape and
+    dtype, is an optional second input. No subclass of BatchNorm2d: what replaces those by another
+    batch norm, as SyncBatchNorm.convert_sync_batchnorm does, would lose the ReLU.
+    """
+
+    _check_input_dim: Any = torch.nn.BatchNorm2d._check_input_dim
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        return _norm_relu(self, input, residual)
+
+
+def _norm_relu(norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
+    mean, var, training, momentum = _running(norm)
+    return ops.batch_norm_relu(
+        input,
+        mean,
+        var,
+        norm.weight,
+        norm.bias,
+        training,
+        momentum,
+        norm.eps,
+        residual=residual,
+        algorithm=norm.algorithm,
+    )
+
+
+def norm_relu(norm: Module, relu: Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + residual): one operator where the layers are a BatchNorm2d and a ReLU, no more."""
+    fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+    if fits and x.dim() == 4 and is_pair(norm, relu):
+        return _norm_relu(norm, x, residual)
+    y = norm(x)
+    return relu(y if residual is None else y + residual)
+
+
+def is_pair(norm: Module, relu: Module) -> bool:
+    """Whether relu(norm(x)) is batch_norm_relu and nothing else: our layer, torch's, and no hooks."""
+    return (
+        type(norm) is BatchNorm2d
+        and type(relu) is torch.nn.ReLU
+        and not (_has_hooks(norm) or _has_hooks(relu) or _has_any_global_hook())
+    )
+
+
+def _has_hooks(module: Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
+class NormReLUSequential(torch.nn.Sequential):
+    """A Sequential that runs a BatchNorm2d and the ReLU behind it as one operator.
+
+    The layers stay what they are: one that is replaced or gets a hook later runs by itself again.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers = list(self)
+        i = 0
+        while i < len(layers):
+            if i + 1 < len(layers) and is_pair(layers[i], layers[i + 1]):
+                input = norm_relu(layers[i], layers[i + 1], input)
+                i += 2
+            else:
+                input = layers[i](input)
+                i += 1
+        return input
