@@ -46,6 +46,8 @@ def _norms() -> Iterator[Case]:
     )
     for n, c, h, w in sizes:
         yield Case(f"bn.{n}x{c}x{h}", "batch_norm", (n, c, h, w), passes=NORM)
+    for n, c, h, w in sizes[:6]:
+        yield Case(f"bnrelu.{n}x{c}x{h}", "batch_norm_relu", (n, c, h, w), passes=NORM)
 
 
 CASES = (
@@ -140,11 +142,15 @@ def operands(case: Case, dtype: torch.dtype, last: bool) -> Operands:
         return torch.randn(size).to(dtype).to(memory_format=layout)
 
     x = random(case.x)
-    if case.op == "batch_norm":
+    if case.op.startswith("batch_norm"):
         c = case.x[1]
         kept = torch.float64 if dtype == torch.float64 else torch.float32
         per_channel = torch.randn(c), torch.rand(c) + 0.5, torch.randn(c), torch.randn(c)
-        return Operands(x, tuple(t.to(kept) for t in per_channel), random(case.x))
+        dy = random(case.x)
+        if case.op == "batch_norm_relu":  # no gradient where rounding decides whether one passes
+            before = torchs.batch_norm(x.float(), *per_channel, True, momentum=0.0)
+            dy = dy * (before.abs() > 0.05)
+        return Operands(x, tuple(t.to(kept) for t in per_channel), dy)
     if case.op == "max_unpool2d":
         n, c, h, w = case.x
         x, indices = torchs.max_pool2d(random((n, c, 2 * h, 2 * w)), 2, return_indices=True)
@@ -155,8 +161,9 @@ def operands(case: Case, dtype: torch.dtype, last: bool) -> Operands:
 
 def _call(player: str, case: Case, o: Operands, direction: str) -> Callable[[], Result]:
     library: Any = ops if player == "pyconv" else torchs
-    function = getattr(library, case.op)
-    if case.op == "batch_norm":
+    two = player == "torch" and case.op == "batch_norm_relu"
+    function = _batch_norm_and_relu if two else getattr(library, case.op)
+    if case.op.startswith("batch_norm"):
         mean, var, weight, bias = o.per_channel
 
         def forward(x: Tensor) -> Any:
@@ -177,7 +184,14 @@ def _call(player: str, case: Case, o: Operands, direction: str) -> Callable[[], 
     if direction == "train":
         return lambda: forward(x).detach()
     wanted = [x, *(parameter.requires_grad_() for parameter in o.per_channel[2:])]
-    return _backward(forward(x), wanted, o.dy)
+    y = forward(x)
+    if case.op == "batch_norm_relu":  # two nodes of torch's
+        return lambda: torch.autograd.grad(y, wanted, o.dy, retain_graph=True)
+    return _backward(y, wanted, o.dy)
+
+
+def _batch_norm_and_relu(*args: Any) -> Tensor:
+    return torchs.relu(torchs.batch_norm(*args), inplace=True)
 
 
 def _without_gradient(forward: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -227,6 +241,8 @@ def compulsory_bytes(case: Case, dtype: torch.dtype, direction: str) -> int:
     o = operands(case, dtype, False)
     assert o.dy is not None
     x, y = o.x.numel() * o.x.element_size(), o.dy.numel() * o.dy.element_size()
+    if case.op == "batch_norm_relu":
+        return 4 * x if direction == "bwd" else 2 * x
     if case.op == "batch_norm":
         return 3 * x if direction == "bwd" else 2 * x
     if case.op == "max_unpool2d":
