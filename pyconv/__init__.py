@@ -11,6 +11,7 @@
     pyconv.explain(layer, x, measure=True)  # what does run, why, and how far from the roof
     with pyconv.cuda_emulator(): ...        # the CUDA kernels, on CPU tensors, without a GPU
     from pyconv import lab                  # and a CUDA kernel of your own: run, judged, watched
+    from pyconv import inspect              # what a network is and does: tables, figures, pages
 
 To see how it works, read pyconv/reference first: the same sums in plain PyTorch.
 """
