@@ -12,6 +12,7 @@ rich: pip install 'pyconv[inspect]'.
 """
 
 from .activations import ActivationStats
+from .doctor import check_shapes, shape_doctor
 from .ladder import ladder
 from .matrix import apply_kernel, conv_as_matrix
 from .mistakes import confusion_matrix, worst_mistakes
@@ -26,6 +27,7 @@ __all__ = [
     "ActivationStats",
     "Recorder",
     "apply_kernel",
+    "check_shapes",
     "confusion_matrix",
     "conv_as_matrix",
     "im2col",
@@ -34,6 +36,7 @@ __all__ = [
     "profile",
     "receptive_field",
     "schedule",
+    "shape_doctor",
     "show_channels",
     "show_feature_maps",
     "show_filters",
