@@ -5,14 +5,17 @@
     print(inspect.summary(model, x))          # layers: sizes, cost, kernel, share of the roofline
     with inspect.ActivationStats(model) as stats: ...
     stats.color_dim(0)
+    inspect.explorer(model, image, "out.html")
 
-Every function returns data with a `plot`; those called show_... draw at once. Models
+Every function returns data with a `plot`, or pages to `save`; those called show_... draw at once. Models
 may have layers of torch.nn or of pyconv.nn, and stay as they were. Plots need matplotlib, coloured tables
 rich: pip install 'pyconv[inspect]'.
 """
 
 from .activations import ActivationStats
+from .animate import animate_conv, animate_pool
 from .doctor import check_shapes, shape_doctor
+from .explorer import explorer
 from .ladder import ladder
 from .matrix import apply_kernel, conv_as_matrix
 from .mistakes import confusion_matrix, worst_mistakes
@@ -26,10 +29,13 @@ from .winograd import show_winograd_tiles, winograd_tiles
 __all__ = [
     "ActivationStats",
     "Recorder",
+    "animate_conv",
+    "animate_pool",
     "apply_kernel",
     "check_shapes",
     "confusion_matrix",
     "conv_as_matrix",
+    "explorer",
     "im2col",
     "ladder",
     "lr_find",

@@ -1,0 +1,288 @@
+"""Pages on which a window slides: what it sees, the products, and their sum written out."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyconv import ops
+from pyconv._shapes import ShapeError, pair
+from pyconv.inspect._extras import text_table
+
+Pair = int | tuple[int, int]
+
+
+def encoded(tensor: Tensor | None) -> Any:
+    """A tensor for the page: its shape, and its float32 values in base64."""
+    if tensor is None:
+        return None
+    values = tensor.detach().cpu().float().contiguous()
+    return {
+        "shape": list(values.shape),
+        "data": base64.b64encode(values.numpy().tobytes()).decode(),
+    }
+
+
+def page(title: str, scripts: list[str], data: Any) -> str:
+    """One HTML file that needs no other."""
+    folder = files("pyconv.inspect") / "pages"
+    parts = [(folder / name).read_text(encoding="utf-8") for name in ("window.js", *scripts)]
+    text = json.dumps(data).replace("</", "<\\/")  # a name may not end the script
+    safe = title.replace("&", "&amp;").replace("<", "&lt;")
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>\n'
+        f"<style>\n{style}</style></head>\n<body><main></main>\n<script>const DATA = {text};</script>\n"
+        + "".join(f"<script>\n{part}</script>\n" for part in parts)
+        + "</body></html>\n"
+    )
+
+
+@dataclass
+class Term:
+    """One tap of a window: value and weight, None in the padding of a max pooling."""
+
+    channel: int
+    tap: tuple[int, int]
+    pixel: tuple[int, int]
+    padding: bool  # the pixel lies beyond the border
+    value: float
+    weight: float
+    product: float
+    running: float  # the sum, or the maximum, up to here
+
+
+@dataclass
+class Animation:
+    """One image under a sliding window: `save` the page, or read its steps.
+
+    Steps go through the output as it lies in memory: channel, row, column.
+    """
+
+    title: str
+    operation: dict[str, Any]  # kind, geometry; tensors x (C, H, W), w, b, y (OC, OH, OW)
+
+    def __len__(self) -> int:
+        return self.operation["y"].numel()
+
+    def position(self, number: int) -> tuple[int, int, int]:
+        """(oc, oh, ow) of a step."""
+        _, oh, ow = self.operation["y"].shape
+        return number // (oh * ow), number // ow % oh, number % ow
+
+    def step(self, number: int) -> list[Term]:
+        """The terms of one output, in the order in which they are summed."""
+        o = self.operation
+        (sh, sw), (ph, pw), (dh, dw) = o["stride"], o["padding"], o["dilation"]
+        oc, oh, ow = self.position(number)
+        channels, running, terms = (
+            _channels(o, oc),
+            -float("inf") if o["kind"] == "max" else 0.0,
+            [],
+        )
+        for number, c in enumerate(channels):
+            for i in range(o["kernel"][0]):
+                for j in range(o["kernel"][1]):
+                    h, w = oh * sh - ph + i * dh, ow * sw - pw + j * dw
+                    outside = not (0 <= h < o["x"].shape[1] and 0 <= w < o["x"].shape[2])
+                    value = 0.0 if outside else float(o["x"][c, h, w])
+                    weight = float(o["w"][oc, number, i, j]) if o["kind"] == "conv" else 1.0
+                    if o["kind"] != "max":
+                        running += value * weight
+                    elif not outside:
+                        running = max(running, value)
+                    terms.append(
+                        Term(c, (i, j), (h, w), outside, value, weight, value * weight, running)
+                    )
+        return terms
+
+    def divisor(self, number: int) -> int:
+        """Of an average: the pixels of the window, beyond the border only if they count."""
+        o = self.operation
+        _, oh, ow = self.position(number)
+        sides = []
+        for axis, at in enumerate((oh, ow)):
+            size, pad = o["x"].shape[1 + axis], o["padding"][axis]
+            first = at * o["stride"][axis] - pad
+            last = min(
+                first + o["kernel"][axis], size + pad
+            )  # ceil_mode may go further; that never counts
+            if not o["count_include_pad"]:
+                first, last = max(first, 0), min(last, size)
+            sides.append(last - first)
+        return sides[0] * sides[1]
+
+    def text(self, number: int) -> str:
+        """One step as a table for the terminal."""
+        kind, (oc, oh, ow) = self.operation["kind"], self.position(number)
+        head = [
+            "c, kh, kw",
+            "pixel",
+            "value",
+            "weight",
+            "product",
+            "maximum" if kind == "max" else "sum",
+        ]
+        rows = [
+            [f"{t.channel}, {t.tap[0]}, {t.tap[1]}", "padding" if t.padding else f"{t.pixel[0]}, {t.pixel[1]}",
+             f"{t.value:g}", f"{t.weight:g}", f"{t.product:g}", f"{t.running:g}"]
+            for t in self.step(number)
+        ]  # fmt: skip
+        result = float(self.operation["y"][oc, oh, ow])
+        return f"output {oc}, {oh}, {ow} = {result:g}\n{text_table(head, rows)}"
+
+    def html(self) -> str:
+        """The page as text."""
+        o = {k: encoded(v) if isinstance(v, Tensor) else v for k, v in self.operation.items()}
+        return page(self.title, ["animate.js"], {"title": self.title, "operation": o})
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; it needs no other file and no network."""
+        Path(path).write_text(self.html(), encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        escaped = self.html().replace("&", "&amp;").replace('"', "&quot;")
+        return f'<iframe srcdoc="{escaped}" style="width:100%;height:640px;border:0"></iframe>'
+
+
+def _channels(o: dict[str, Any], oc: int) -> range:
+    """The input channels that an output channel sees."""
+    if o["kind"] != "conv":
+        return range(oc, oc + 1)
+    inside, per_group = o["w"].shape[1], o["w"].shape[0] // o["groups"]
+    return range(oc // per_group * inside, oc // per_group * inside + inside)
+
+
+def _image(op: str, x: Tensor) -> Tensor:
+    x = x.detach()
+    x = x[None] if x.dim() == 2 else x
+    if x.dim() != 3:
+        raise ShapeError(f"{op}: x must be one image, (H, W) or (C, H, W), got {tuple(x.shape)}")
+    return x if x.is_floating_point() else x.float()
+
+
+def animate_conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Animation:
+    """A convolution, one output after the other, on a page to play, step through or drag.
+
+    y[oc, oh, ow] = b[oc] + sum over ic, kh, kw of
+    x[ic, oh*SH - PH + kh*DH, ow*SW - PW + kw*DW] * w[oc, ic, kh, kw]
+
+    Args:
+        x: (H, W) or (C, H, W).
+        w: (KH, KW) or (OC, C/groups, KH, KW).
+
+    Raises:
+        ShapeError: the sizes do not fit, as conv2d says.
+
+    >>> import torch
+    >>> from pyconv import inspect
+    >>> page = inspect.animate_conv(torch.arange(9.0).view(3, 3), torch.ones(2, 2), padding=1)
+    >>> [term.product for term in page.step(5)]  # output 1, 1 of 4 x 4
+    [0.0, 1.0, 3.0, 4.0]
+    >>> page.step(5)[-1].running
+    8.0
+    """
+    op = "animate_conv"
+    x, w = _image(op, x), (w[None, None] if w.dim() == 2 else w).detach()
+    w = w.to(x.dtype)
+    geometry: dict[str, Any] = {
+        "stride": pair(op, "stride", stride),
+        "padding": pair(op, "padding", padding),
+        "dilation": pair(op, "dilation", dilation),
+    }
+    bias = None if b is None else b.detach().to(x.dtype)
+    y = ops.conv2d(x[None], w, bias, **geometry, groups=groups)[0]
+    kernel = (w.shape[2], w.shape[3])
+    title = f"conv2d {'x'.join(map(str, x.shape))}, kernel {kernel[0]}x{kernel[1]}"
+    title += "".join(
+        f", {k} {v[0]}x{v[1]}" for k, v in geometry.items() if v != (k != "padding",) * 2
+    )
+    title += f", groups {groups}" * (groups > 1)
+    return Animation(
+        title,
+        {
+            "kind": "conv",
+            "kernel": kernel,
+            "groups": groups,
+            "x": x,
+            "w": w,
+            "b": bias,
+            "y": y,
+            **geometry,
+        },
+    )
+
+
+def animate_pool(
+    x: Tensor,
+    kernel_size: Pair,
+    kind: str = "max",
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Animation:
+    """A pooling, "max" or "avg", one output after the other, on a page to play or step through.
+
+    Args:
+        x: (H, W) or (C, H, W).
+        stride: default the kernel's size.
+        dilation: of max pooling alone; count_include_pad of average pooling alone.
+
+    Raises:
+        ShapeError: the sizes do not fit, as the pooling says.
+        ValueError: another kind, or an average with dilation.
+
+    >>> import torch
+    >>> from pyconv import inspect
+    >>> page = inspect.animate_pool(torch.arange(16.0).view(4, 4), 2)
+    >>> [page.step(number)[-1].running for number in range(len(page))]
+    [5.0, 7.0, 13.0, 15.0]
+    """
+    op = "animate_pool"
+    if kind not in ("max", "avg") or (kind == "avg" and pair(op, "dilation", dilation) != (1, 1)):
+        raise ValueError(
+            f"{op}: kind must be 'max' or 'avg', and only 'max' has a dilation, got {kind!r}"
+        )
+    x, kernel = _image(op, x), pair(op, "kernel_size", kernel_size)
+    geometry: dict[str, Any] = {
+        "stride": kernel if stride is None else pair(op, "stride", stride),
+        "padding": pair(op, "padding", padding),
+    }
+    dilation = pair(op, "dilation", dilation)
+    if kind == "max":
+        y = ops.max_pool2d(x[None], kernel, **geometry, dilation=dilation, ceil_mode=ceil_mode)
+    else:
+        y = ops.avg_pool2d(
+            x[None],
+            kernel,
+            **geometry,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+        )
+    assert isinstance(y, Tensor)
+    title = f"{kind}_pool2d {'x'.join(map(str, x.shape))}, kernel {kernel[0]}x{kernel[1]}"
+    title += (
+        "".join(f", {k} {v[0]}x{v[1]}" for k, v in geometry.items()) + ", ceil_mode" * ceil_mode
+    )
+    return Animation(
+        title,
+        {"kind": kind, "kernel": kernel, "groups": len(x), "x": x, "w": None, "b": None, "y": y[0],
+         "dilation": dilation, "count_include_pad": count_include_pad, **geometry},
+    )  # fmt: skip
