@@ -7,7 +7,7 @@
     stats.color_dim(0)
     inspect.explorer(model, image, "out.html")
 
-Every function returns data with a `plot`, or pages to `save`; those called show_... draw at once. Models
+Every function returns data with a `plot`, or pages to `save`; those called `show_...` draw at once. Models
 may have layers of torch.nn or of pyconv.nn, and stay as they were. Plots need matplotlib, coloured tables
 rich: pip install 'pyconv[inspect]'.
 """

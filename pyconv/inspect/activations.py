@@ -101,9 +101,9 @@ class ActivationStats:
     Args:
         model: any model; its layers are the modules without modules inside.
         sample: values per layer and step, None for all.
-        bins: of the histograms of |y|.
+        bins: of the histograms of `|y|`.
         limit: where the last bin ends; it also counts all beyond.
-        near: |y| below this is near zero.
+        near: `|y|` below this is near zero.
 
     >>> import torch
     >>> from pyconv import inspect, models, nn
@@ -191,11 +191,11 @@ class ActivationStats:
         return self._table(layer)[:, 1]
 
     def near_zero(self, layer: int | str) -> Tensor:
-        """(steps,): the share of values with |y| < near."""
+        """(steps,): the share of values with `|y| < near`."""
         return self._table(layer)[:, 2]
 
     def histogram(self, layer: int | str) -> Tensor:
-        """(steps, bins): how many |y| fell into each of the bins of [0, limit], the last open."""
+        """(steps, bins): how many `|y|` fell into each of the bins of [0, limit], the last open."""
         return self._table(layer)[:, 3:]
 
     def plot_layer_stats(self, layer: int | str, axs: Any = None) -> Any:
@@ -234,7 +234,7 @@ class ActivationStats:
         return ax
 
     def dead_units(self, x: Tensor, near: float = 0.0) -> list[DeadUnits]:
-        """For every layer, the units with |y| <= near wherever they stand, for the whole batch x.
+        """For every layer, the units with `|y| <= near` wherever they stand, for the whole batch x.
 
         A unit is a channel of (N, C, H, W) or a feature of (N, C). Runs the model once, in
         evaluation mode; exact, unlike the samples.

@@ -149,7 +149,7 @@ class Animation:
 
     def _repr_html_(self) -> str:
         escaped = self.html().replace("&", "&amp;").replace('"', "&quot;")
-        return f'<iframe srcdoc="{escaped}" style="width:100%;height:640px;border:0"></iframe>'
+        return f'<iframe srcdoc="{escaped}" style="width:100%;height:780px;border:0"></iframe>'
 
 
 def _channels(o: dict[str, Any], oc: int) -> range:

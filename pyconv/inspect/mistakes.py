@@ -32,7 +32,7 @@ class Confusion(Shown):
 
     @property
     def accuracy(self) -> float:
-        return float(self.matrix.trace() / self.matrix.sum())
+        return self.matrix.trace().item() / self.matrix.sum().item()
 
     def most_confused(self, most: int = 10) -> list[tuple[str, str, int]]:
         """(class, taken for, how often), the most frequent first."""

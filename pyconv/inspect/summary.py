@@ -137,7 +137,9 @@ def summary(model: Module, x: Tensor, measure: bool = True) -> Summary:
     A layer is a module without modules inside; what a model computes outside of its layers is not
     seen. Multiply-adds are those of convolutions and linear layers. Each layer is timed alone, on
     the input it had; its bound is the roofline max(FLOP / roof, bytes / bandwidth), both measured
-    on this machine. Mode, running statistics and random state of the model stay as they were.
+    on this machine. More than all of it is reached by what lies in a nearer cache, and by Winograd, which
+    does fewer multiply-adds than the formula has. Mode, running statistics and random state of the model
+    stay as they were.
 
     Args:
         model: any model.

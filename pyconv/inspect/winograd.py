@@ -70,6 +70,11 @@ class WinogradTiles(Shown):
     padding: int
 
     @property
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(AT, G, BT): a line of outputs is AT [(G k) * (BT d)]."""
+        return self.at, self.g, self.bt
+
+    @property
     def multiplications(self) -> tuple[int, int]:
         """(of Winograd's products, of the direct sum) for one tile of m x m outputs."""
         r = len(self.kernel)
