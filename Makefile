@@ -89,6 +89,12 @@ sanitize: env
 	$(call ctest,asan,"-DPYCONV_SANITIZE=address;undefined")
 	$(call ctest,tsan,-DPYCONV_SANITIZE=thread,$(NO_ASLR))
 
+## make docs       executes the course and writes its pages and the reference to build/docs/index.html
+.PHONY: docs
+docs: build
+	$(BIN)/python -m pip install -q $(PIP_EXTRA) -r docs/requirements.txt
+	cd docs && PYTHONPATH=.. $(BIN)/python -m sphinx -q -d ../build/doctrees . ../build/docs
+
 AARCH64 := -DPYCONV_STATIC=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
            -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 
