@@ -130,6 +130,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", pyconv::set_isa);
   m.def("allow_winograd", [] { return pyconv::conv2d::allow_winograd; });
   m.def("set_allow_winograd", [](bool allow) { pyconv::conv2d::allow_winograd = allow; });
+  m.def("allow_tf32", [] { return pyconv::cuda::conv2d::allow_tf32; });
+  m.def("set_allow_tf32", [](bool allow) { pyconv::cuda::conv2d::allow_tf32 = allow; });
 
   py::class_<pyconv::Conv2dShape>(m, "Conv2dShape")
       .def(py::init([](int64_t N, int64_t G, int64_t IC, int64_t IH, int64_t IW, int64_t OC, int64_t KH, int64_t KW,

@@ -2,6 +2,7 @@
 
 pyconv.backends.allow_winograd            # may convolutions use Winograd's algorithm?
 pyconv.backends.allow_winograd = False    # from now on they may not
+pyconv.backends.cuda.allow_tf32 = True    # float32 convolutions may run on the tensor cores
 """
 
 from __future__ import annotations
@@ -12,7 +13,37 @@ import types
 from pyconv import _native
 
 
+def _bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+class _Cuda:
+    """Switches of the CUDA kernels, on a GPU or in the emulator."""
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether float32 convolutions on CUDA may round their operands to TF32, for tensor cores.
+
+        TF32 has float32's range and 10 bits of mantissa: each operand errs by up to 2^-11 of
+        itself, as in float16; sums are kept in float32. False unless the environment says
+        PYCONV_ALLOW_TF32=1. Without the compiled kernels: False.
+
+        Raises (on assignment): TypeError for anything but a bool.
+        """
+        return bool(_native.lib and _native.lib.allow_tf32())
+
+    @allow_tf32.setter
+    def allow_tf32(self, allow: bool) -> None:
+        allow = _bool("cuda.allow_tf32", allow)
+        if _native.lib:
+            _native.lib.set_allow_tf32(allow)
+
+
 class _Backends(types.ModuleType):
+    cuda = _Cuda()
+
     @property
     def allow_winograd(self) -> bool:
         """Whether convolutions of more than one tap may run by Winograd's algorithm.
@@ -28,8 +59,7 @@ class _Backends(types.ModuleType):
 
     @allow_winograd.setter
     def allow_winograd(self, allow: bool) -> None:
-        if not isinstance(allow, bool):
-            raise TypeError(f"allow_winograd must be True or False, got {allow!r}")
+        allow = _bool("allow_winograd", allow)
         if _native.lib:
             _native.lib.set_allow_winograd(allow)
 

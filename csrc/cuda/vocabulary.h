@@ -10,7 +10,9 @@
 //   copy_async_commit()         closes a group of copies
 //   copy_async_wait<n>()        all but the newest n groups of this thread are there
 //   load_matrices<transposed>(d, row)     four 8 x 8 matrices of 16-bit values from shared memory, a row from each lane
-//   multiply_add(T(), d, a, b)  D += A * B on the tensor cores: 16 x 8 += 16 x 16 * 16 x 8 of bf16 or f16, sums in float
+//   multiply_add(T(), d, a, b)  D += A * B on the tensor cores: 16 x 8 += 16 x 16 * 16 x 8 of bf16 or f16, sums in float;
+//                               of floats, 16 x 8 += 16 x 8 * 8 x 8, whose bits came from round_to_tf32
+//   round_to_tf32(bits)         those of the nearest float with 10 bits of mantissa, of two the one away from zero
 //   launch(kernel, grid, block, shared_bytes, stream, arguments...)       0, or the error's number
 //   error_text(number)          that error in words
 // and of CUDA: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, shuffles and ballots.
@@ -107,18 +109,26 @@ PYCONV_DEVICE void load_matrices(uint32_t (&d)[4], const void* row) {
   }
 }
 
-#define PYCONV_MMA(type)                                                              \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+#define PYCONV_MMA(shape, type)                                                       \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                \
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 PYCONV_DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  PYCONV_MMA("bf16");
+  PYCONV_MMA("m16n8k16", "bf16");
 }
 PYCONV_DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  PYCONV_MMA("f16");
+  PYCONV_MMA("m16n8k16", "f16");
+}
+PYCONV_DEVICE void multiply_add(float, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  PYCONV_MMA("m16n8k8", "tf32");
 }
 #undef PYCONV_MMA
+PYCONV_DEVICE uint32_t round_to_tf32(uint32_t bits) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+}
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,

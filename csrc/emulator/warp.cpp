@@ -86,6 +86,7 @@ void for_lanes(uint32_t mask, const Body& body) {
 }
 
 float element(Fragment type, uint32_t bits) {
+  if (type == Fragment::tf32) return float_from_bits(bits & ~0x1fffu);  // of 19 bits; the others are not looked at
   return type == Fragment::bf16 ? widen(bf16{uint16_t(bits)}) : widen(f16{uint16_t(bits)});
 }
 
@@ -97,19 +98,20 @@ struct MmaIn {
 // PTX ISA, "Matrix fragments for mma.m16n8k16": with g = lane / 4 and t = lane % 4,
 //   A register r: row g + 8*(r&1), columns 2t and 2t+1, + 8*(r>>1);  B: rows 2t and 2t+1, + 8*r, column g
 //   C and D register r: row g + 8*(r>>1), column 2t + (r&1)
+// and mma.m16n8k8 of tf32 likewise, with one value in a register: columns of A and rows of B are t, + 4*(r>>1) and + 4*r.
 struct Matrices {
   float a[16][16], b[16][8], c[16][8];
 };
 
 void gather(Matrices& m, Fragment type, int lane, const MmaIn& in) {
-  const int g = lane >> 2, t = lane & 3;
-  for (int r = 0; r < 4; r++) {
-    for (int h = 0; h < 2; h++) m.a[g + 8 * (r & 1)][2 * t + h + 8 * (r >> 1)] = element(type, in.a[r] >> (16 * h));
-    m.c[g + 8 * (r >> 1)][2 * t + (r & 1)] = in.c[r];
+  const int g = lane >> 2, t = lane & 3, values = type == Fragment::tf32 ? 1 : 2;
+  for (int h = 0; h < values; h++) {
+    for (int r = 0; r < 4; r++) {
+      m.a[g + 8 * (r & 1)][values * (t + 4 * (r >> 1)) + h] = element(type, in.a[r] >> (16 * h));
+    }
+    for (int r = 0; r < 2; r++) m.b[values * (t + 4 * r) + h][g] = element(type, in.b[r] >> (16 * h));
   }
-  for (int r = 0; r < 2; r++) {
-    for (int h = 0; h < 2; h++) m.b[2 * t + h + 8 * r][g] = element(type, in.b[r] >> (16 * h));
-  }
+  for (int r = 0; r < 4; r++) m.c[g + 8 * (r >> 1)][2 * t + (r & 1)] = in.c[r];
 }
 
 void finish(const Copy& copy) {
@@ -179,8 +181,9 @@ void mma(Fragment type, float* d, const uint32_t* a, const uint32_t* b, std::sou
   if (m.last) {
     Matrices x;
     for (int l = 0; l < lanes; l++) gather(x, type, l, in_of<MmaIn>(*m.last, l));
+    const int terms = type == Fragment::tf32 ? 8 : 16;
     for (int row = 0; row < 16; row++) {
-      for (int k = 0; k < 16; k++) {
+      for (int k = 0; k < terms; k++) {
         for (int column = 0; column < 8; column++) x.c[row][column] += x.a[row][k] * x.b[k][column];
       }
     }

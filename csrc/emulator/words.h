@@ -39,7 +39,7 @@ void sync_warp(uint32_t mask, std::source_location place);
 enum class Shuffle { from, up, down, exclusive_or };
 uint64_t shuffle(Shuffle kind, uint32_t mask, uint64_t value, int lane, std::source_location place);
 uint32_t ballot(uint32_t mask, int predicate, std::source_location place);
-enum class Fragment { bf16, f16 };
+enum class Fragment { bf16, f16, tf32 };
 void mma(Fragment type, float* d, const uint32_t* a, const uint32_t* b, std::source_location place);
 void load_matrices(uint32_t* d, bool transposed, const void* row, std::source_location place);
 void copy_async(void* to, const void* from, int bytes, bool wanted, std::source_location place);
@@ -186,6 +186,14 @@ inline void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint
 }
 inline void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PYCONV_PLACE) {
   emulator::mma(emulator::Fragment::f16, d, a, b, place);
+}
+inline void multiply_add(float, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PYCONV_PLACE) {
+  emulator::mma(emulator::Fragment::tf32, d, a, b, place);
+}
+// To nearest, ties away from zero; an infinity stays, and a NaN stays one.
+PYCONV_DEVICE uint32_t round_to_tf32(uint32_t bits) {
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
+  return (bits + 0x1000u) & ~0x1fffu;
 }
 
 inline const char* error_text(int) { return emulator::failure_text(); }

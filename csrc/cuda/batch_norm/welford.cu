@@ -11,6 +11,7 @@
 // Source    Welford, Technometrics 4(3), 1962; merging: Chan, Golub and LeVeque, The American Statistician 37(3), 1983
 #include "cuda/batch_norm/parts.h"
 #include "cuda/library.h"
+#include "cuda/operands.h"
 #include "cuda/vocabulary.h"
 
 namespace pyconv::cuda {
@@ -255,15 +256,12 @@ int launch_sums(const Place& at, const NormShape& s, const Pass& pass, void* par
 // f(T(), V) with the storage type and four values at a time where memory allows it, else one.
 template <class F>
 int with_packs(const NormShape& s, std::initializer_list<const void*> operands, const F& f) {
-  bool fours = (s.layout == Layout::nchw ? s.H * s.W : s.C) % 4 == 0;
-  for (const void* p : operands) fours = fours && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  const bool fours = aligned(operands) && (s.layout == Layout::nchw ? s.H * s.W : s.C) % 4 == 0;
   const auto call = [&](auto type) {
     return fours ? f(type, std::integral_constant<int, 4>()) : f(type, std::integral_constant<int, 1>());
   };
-  return s.dtype == DType::f32 ? call(float()) : s.dtype == DType::bf16 ? call(bf16()) : call(f16());
+  return with_float_sums(s.dtype, call);
 }
-
-const float* floats(const void* p) { return static_cast<const float*>(p); }
 
 }  // namespace
 
@@ -284,8 +282,8 @@ int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, co
                             static_cast<float*>(var));
     }
     if (error) return error;
-    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, in, shift, rest, floats(var),
-                         floats(p.weight), floats(p.bias), static_cast<T*>(y));
+    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, in, shift, rest, as<float>(var),
+                         as<float>(p.weight), as<float>(p.bias), static_cast<T*>(y));
   });
 }
 
@@ -295,7 +293,7 @@ int pyconv_cuda_batch_norm_welford_eval(const Place& at, const NormShape& s, con
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, static_cast<const T*>(x),
-                         floats(given.mean), nullptr, floats(given.var), floats(p.weight), floats(p.bias),
+                         as<float>(given.mean), nullptr, as<float>(given.var), as<float>(p.weight), as<float>(p.bias),
                          static_cast<T*>(y));
   });
 }
@@ -309,11 +307,11 @@ int pyconv_cuda_batch_norm_welford_bwd(const Place& at, const NormShape& s, cons
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     const T *g = static_cast<const T*>(dy), *in = static_cast<const T*>(x);
-    int error = launch_sums<Backward<T, V>, V>(at, s, {g, in, floats(given.mean), floats(given.var)}, partial);
+    int error = launch_sums<Backward<T, V>, V>(at, s, {g, in, as<float>(given.mean), as<float>(given.var)}, partial);
     if (!error) error = launch_blocks(at, C, finish_sums, partial, parts, C, dweight, dbias);
     if (error) return error;
-    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), input_gradient<T, V>, s, g, in, floats(given.mean),
-                         floats(given.var), floats(weight), dweight, dbias, static_cast<T*>(out.dx));
+    return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), input_gradient<T, V>, s, g, in, as<float>(given.mean),
+                         as<float>(given.var), as<float>(weight), dweight, dbias, static_cast<T*>(out.dx));
   });
 }
 

@@ -19,6 +19,8 @@ struct Kernel {
   int64_t (*workspace)(const Conv2dShape&, Pass);  // bytes; null for none
 };
 
+extern bool allow_tf32;  // for the whole process; true at start if PYCONV_ALLOW_TF32=1
+
 void fwd(const Queue& q, const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y,
          const std::string& algorithm);
 void bwd_input(const Queue& q, const Conv2dShape& s, const void* dy, const void* w, void* dx,

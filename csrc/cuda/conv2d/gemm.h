@@ -142,17 +142,52 @@ inline Gemm gemm_bwd_input(const Conv2dShape& s, int64_t rh, int64_t rw) {
   return g;
 }
 
+// g, with D where that of `other` lies, which has the same rows and columns.
+inline Gemm with_d_of(Gemm g, const Gemm& other) {
+  for (int i = 0; i < 3; i++) g.column[i].d = other.column[i].d;
+  g.row_d = other.row_d, g.d = other.d, g.group_d = other.group_d;
+  return g;
+}
+
 // Blocks that keep a GPU busy: two for each of the 108 multiprocessors of an A100. Arithmetic, not a measurement.
 constexpr int64_t enough_blocks = 216;
 
-// Into how many sums the weight gradient's terms are cut. A function of the shape alone, so that every GPU adds in the same
-// order; each sum has 256 terms or more, so that writing and adding up the parts stays cheap beside making them.
-inline int64_t splits_of(const Conv2dShape& s) {
-  const int64_t tiles = s.G * divide_up(s.oc_per_group(), 64) * divide_up(s.ic_per_group() * s.KH * s.KW, 64);
-  const int64_t wanted = at_most(divide_up(enough_blocks, tiles), divide_up(s.N * s.OH * s.OW, 256));
+// Into how many sums the weight gradient's terms are cut, where `tiles` blocks have all of them. A function of the shape
+// alone, so that every GPU adds in the same order; each sum has `least` terms or more, so that writing and adding up the
+// parts stays cheap beside making them.
+inline int64_t splits_for(const Conv2dShape& s, int64_t tiles, int64_t least) {
+  const int64_t wanted = at_most(divide_up(enough_blocks, tiles), divide_up(s.N * s.OH * s.OW, least));
   return at_least(at_most(wanted, 65535 / s.G), 1);
 }
 
+inline int64_t splits_of(const Conv2dShape& s) {
+  return splits_for(s, s.G * divide_up(s.oc_per_group(), 64) * divide_up(s.ic_per_group() * s.KH * s.KW, 64), 256);
+}
+
+// Of the weight gradient, what a thread of the kernels for few channels has: rows and taps of `direct`, taps where there is
+// one row, and of `depthwise` for each of its channels. Sums of 16 terms in a thread and more.
+constexpr int direct_rows = 8, direct_taps = 4, direct_depthwise_taps = 9, depthwise_taps = 9;
+
+inline int64_t direct_splits_of(const Conv2dShape& s) {
+  const int64_t terms = s.ic_per_group() * s.KH * s.KW, rows = s.oc_per_group();
+  const int64_t tiles = rows == 1 ? divide_up(terms, direct_depthwise_taps)
+                                  : divide_up(rows, direct_rows) * divide_up(terms, direct_taps);
+  return splits_for(s, s.G * tiles, 16 * 128);
+}
+
+inline int64_t depthwise_splits_of(const Conv2dShape& s) {
+  const int64_t channels = 128 / size_of(s.dtype);
+  return splits_for(s, divide_up(s.G, channels) * divide_up(s.KH * s.KW, depthwise_taps), 16 * 16);
+}
+
 inline int64_t weight_count(const Conv2dShape& s) { return s.OC * s.ic_per_group() * s.KH * s.KW; }
+
+// What the weight gradient's sums take in the workspace, and a copy of `count` values in channels_last, where one is needed.
+inline int64_t parts_bytes(const Conv2dShape& s, int64_t splits) {
+  return round_up(splits * weight_count(s) * int64_t(sizeof(float)), 16);
+}
+inline int64_t turned_bytes(const Conv2dShape& s, int64_t count) {
+  return s.layout == Layout::nhwc ? 0 : round_up(count * size_of(s.dtype), 16);
+}
 
 }  // namespace pyconv::cuda::conv2d

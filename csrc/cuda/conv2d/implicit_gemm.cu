@@ -11,6 +11,7 @@
 #include "cuda/conv2d/walk.h"
 
 #include "cuda/library.h"
+#include "cuda/operands.h"
 
 namespace pyconv::cuda {
 namespace {
@@ -172,8 +173,6 @@ __global__ void __launch_bounds__(T::threads, 256 / T::threads * 2) gemm(Gemm g,
 
 // ------------------------------------------------------------------------------------------------------------ launchers
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // How many columns in a row are neighbours in D's memory, always.
 int64_t run_of_columns(const Gemm& g) {
   int64_t run = 1;
@@ -191,7 +190,7 @@ Store store_of(const Gemm& g, const float* d) {
     }
     return true;
   };
-  if (!aligned(d) || !fours({g.d, g.group_d, g.split_d})) return Store::one;
+  if (!aligned({d}) || !fours({g.d, g.group_d, g.split_d})) return Store::one;
   if (g.row_d == 1) {
     return fours({g.M, g.column[0].d, g.column[1].d, g.column[2].d}) ? Store::rows : Store::one;
   }
@@ -220,22 +219,22 @@ int launch_gemm(const Place& at, const Gemm& g, Operands o) {
   return launch_tiles<Tile<64, 64>>(at, g, o);
 }
 
-const float* floats(const void* p) { return static_cast<const float*>(p); }
-
 }  // namespace
 
 int pyconv_cuda_conv2d_implicit_gemm_fwd(const Place& at, const Conv2dShape& s, const void* x, const void* w,
                                          const Epilogue& e, void* y) {
-  return launch_gemm(at, gemm_fwd(s),
-                     {floats(w), floats(x), floats(e.bias), floats(e.residual), static_cast<float*>(y), e.relu, {}});
+  return launch_gemm(
+      at, gemm_fwd(s),
+      {as<float>(w), as<float>(x), as<float>(e.bias), as<float>(e.residual), static_cast<float*>(y), e.relu, {}});
 }
 
 int pyconv_cuda_conv2d_implicit_gemm_bwd_input(const Place& at, const Conv2dShape& s, const void* dy, const void* w,
                                                void* dx) {
   for (int64_t rh = 0; rh < s.SH; rh++) {
     for (int64_t rw = 0; rw < s.SW; rw++) {
-      const int error = launch_gemm(at, gemm_bwd_input(s, rh, rw),
-                                    {floats(w), floats(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}});
+      const int error =
+          launch_gemm(at, gemm_bwd_input(s, rh, rw),
+                      {as<float>(w), as<float>(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}});
       if (error) return error;
     }
   }
@@ -248,7 +247,7 @@ int pyconv_cuda_conv2d_implicit_gemm_bwd_weight(const Place& at, const Conv2dSha
   g.splits = int(splits_of(s));
   g.split_d = int(weight_count(s));
   float* out = static_cast<float*>(g.splits > 1 ? at.workspace : dw);
-  const int error = launch_gemm(at, g, {floats(dy), floats(x), nullptr, nullptr, out, false, {}});
+  const int error = launch_gemm(at, g, {as<float>(dy), as<float>(x), nullptr, nullptr, out, false, {}});
   if (error || g.splits == 1) return error;
   return launch_add_parts(g, out, static_cast<float*>(dw), at.stream);
 }

@@ -1,10 +1,19 @@
 // Which convolution runs on CUDA, and why: fastest first, the first kernel that does not refuse. No threshold here was set
 // by a measurement, for want of a GPU: each says by what arithmetic it was.
 #include "cuda/conv2d/conv2d.h"
+
+#include <cstdlib>
+
 #include "cuda/conv2d/gemm.h"
 #include "cuda/run.h"
 
 namespace pyconv::cuda::conv2d {
+
+bool allow_tf32 = [] {
+  const char* asked = std::getenv("PYCONV_ALLOW_TF32");
+  return asked && std::string(asked) == "1";
+}();
+
 namespace {
 
 std::string reference_why_not(const Conv2dShape&, Pass, Ask) { return ""; }
@@ -23,20 +32,37 @@ std::string too_large(const Conv2dShape& s) {
   return "";
 }
 
-std::string tensor_cores_why_not(const Conv2dShape& s, Pass, Ask) {
-  if (s.dtype != DType::bf16 && s.dtype != DType::f16) {
-    return std::string("needs bfloat16 or float16, got ") + name_of(s.dtype);
+// How many values tensor_cores copies to channels_last where they lie in NCHW.
+int64_t turned_values(const Conv2dShape& s, Pass pass) {
+  const int64_t x = s.N * s.IC * s.IH * s.IW, y = s.N * s.OC * s.OH * s.OW;
+  return pass == Pass::bwd_weight ? x + y : weight_count(s) + (pass == Pass::fwd ? x : y);
+}
+
+std::string tensor_cores_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
+  if (s.dtype == DType::f64) return "needs bfloat16, float16 or TF32, got float64";
+  if (s.dtype == DType::f32 && !allow_tf32) {
+    return "needs bfloat16 or float16, or pyconv.backends.cuda.allow_tf32 for float32";
   }
-  if (s.layout != Layout::nhwc) return "needs channels_last tensors, got NCHW";
-  if (s.ic_per_group() % 8 || s.oc_per_group() % 8) {
-    return "needs multiples of 8 channels per group, got " + std::to_string(s.ic_per_group()) + " and " +
-           std::to_string(s.oc_per_group());
+  const int64_t chunk = 16 / size_of(s.dtype);
+  if (s.ic_per_group() % chunk || s.oc_per_group() % chunk) {
+    return "needs multiples of " + std::to_string(chunk) + " channels per group, got " +
+           std::to_string(s.ic_per_group()) + " and " + std::to_string(s.oc_per_group());
   }
-  return too_large(s);
+  const std::string large = too_large(s);
+  if (!large.empty() || ask == Ask::able || s.dtype != DType::f32 || s.layout == Layout::nhwc) return large;
+  // Copying a float to channels_last moves 8 bytes, 5 ps of an A100's 1555 GB/s; implicit_gemm's 9.7e12 multiply-adds a
+  // second make 50 in that time.
+  const int64_t values = turned_values(s, pass), products = values ? s.flops() / 2 / values : 0;
+  if (values && products < 50) {
+    return "pays in NCHW from 50 products per value that it copies to channels_last, got " + std::to_string(products);
+  }
+  return "";
 }
 
 int64_t tensor_cores_workspace(const Conv2dShape& s, Pass pass) {
-  return pass == Pass::bwd_weight ? splits_of(s) * weight_count(s) * int64_t(sizeof(float)) : 0;
+  const int64_t x = turned_bytes(s, s.N * s.IC * s.IH * s.IW), y = turned_bytes(s, s.N * s.OC * s.OH * s.OW);
+  if (pass == Pass::bwd_weight) return parts_bytes(s, splits_of(s)) + x + y;
+  return (pass == Pass::fwd ? x : y) + turned_bytes(s, weight_count(s));
 }
 
 std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
@@ -51,9 +77,7 @@ std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
 }
 
 int64_t implicit_gemm_workspace(const Conv2dShape& s, Pass pass) {
-  if (pass != Pass::bwd_weight) return 0;
-  const int64_t splits = splits_of(s);
-  return splits > 1 ? splits * weight_count(s) * int64_t(sizeof(float)) : 0;
+  return pass == Pass::bwd_weight && splits_of(s) > 1 ? parts_bytes(s, splits_of(s)) : 0;
 }
 
 // clang-format off

@@ -76,20 +76,22 @@ struct Share {
 
 constexpr int add_threads = 256;
 
-// d = the sum of its `splits` parts, in their order.
+// d = the sum of its `splits` parts, in their order. The parts' taps before channels become d's channels before taps.
 template <class T>
-__global__ void __launch_bounds__(add_threads) add_parts(const float* parts, int splits, int count, T* d) {
+__global__ void __launch_bounds__(add_threads)
+    add_parts(const float* parts, int splits, int count, int taps, int channels, T* d) {
   const int i = blockIdx.x * add_threads + threadIdx.x;
   if (i >= count) return;
   float sum = 0;
   for (int s = 0; s < splits; s++) sum += parts[int64_t(s) * count + i];
-  write(&d[i], sum);
+  const int row = i / (taps * channels), tap = i / channels % taps, channel = i % channels;
+  write(&d[(row * channels + channel) * taps + tap], sum);
 }
 
 template <class T>
-int launch_add_parts(const Gemm& g, const float* parts, T* d, void* stream) {
+int launch_add_parts(const Gemm& g, const float* parts, T* d, void* stream, int64_t taps = 1, int64_t channels = 1) {
   return launch(add_parts<T>, dim3{unsigned(divide_up(g.split_d, add_threads)), 1, 1}, dim3{add_threads, 1, 1}, 0,
-                stream, parts, g.splits, g.split_d, d);
+                stream, parts, g.splits, g.split_d, int(taps), int(channels), d);
 }
 
 }  // namespace pyconv::cuda::conv2d
