@@ -248,26 +248,72 @@ def test_what_runs_inside_and_outside():
 
 
 # Sectors of global memory and passes over shared memory that each kernel needs, over the fewest that could
-# move its bytes; recorded from a case of whole tiles. Losing one is a regression.
+# move its bytes; recorded from cases of whole tiles. Losing one is a regression. What direct and tensor_cores
+# have above 1: rows of pixels that begin inside a sector, channels_last's few channels taken one by one from
+# L1, and the weight gradient, of taps in channels_last, stored in NCHW.
+WIDE, FEW, DEPTHWISE = "mb2ic64ih8oc64kh3ph1", "mb2ic3ih16oc8kh3ph1", "mb2ic64ih8oc64kh3ph1g64"
 RECORDED = [
-    ("implicit_gemm", torch.float32, LAYOUTS[0], 1.265, 1.04),
-    ("implicit_gemm", torch.float32, LAYOUTS[1], 1.0, 1.06),
-    ("tensor_cores", torch.bfloat16, LAYOUTS[1], 1.0, 1.03),
+    ("tensor_cores", torch.float32, LAYOUTS[0], WIDE, 1.38, 1.0),
+    ("tensor_cores", torch.float32, LAYOUTS[1], WIDE, 1.0, 1.0),
+    ("tensor_cores", torch.bfloat16, LAYOUTS[0], WIDE, 1.47, 1.0),
+    ("tensor_cores", torch.bfloat16, LAYOUTS[1], WIDE, 1.0, 1.03),
+    ("depthwise", torch.float32, LAYOUTS[1], DEPTHWISE, 1.02, 1.04),
+    ("depthwise", torch.bfloat16, LAYOUTS[1], DEPTHWISE, 1.05, 1.04),
+    ("direct", torch.float32, LAYOUTS[0], FEW, 1.35, 1.06),
+    ("direct", torch.float32, LAYOUTS[1], FEW, 6.2, 1.06),
+    ("direct", torch.bfloat16, LAYOUTS[0], DEPTHWISE, 1.29, 1.02),
+    ("implicit_gemm", torch.float32, LAYOUTS[0], WIDE, 1.265, 1.04),
+    ("implicit_gemm", torch.float32, LAYOUTS[1], WIDE, 1.0, 1.06),
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "dtype", "layout", "most_global", "most_shared"), RECORDED)
-def test_traffic_is_as_recorded(algorithm, dtype, layout, most_global, most_shared):
-    case = conv2d("mb2ic64ih8oc64kh3ph1")
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "layout", "text", "most_global", "most_shared"), RECORDED
+)
+def test_traffic_is_as_recorded(
+    algorithm, dtype, layout, text, most_global, most_shared, monkeypatch
+):
+    monkeypatch.setattr(pyconv.backends.cuda, "allow_tf32", True)
+    case = conv2d(text)
     x, w = (random(*size, dtype=dtype, layout=layout, grad=True) for size in (case.x, case.w))
     with pyconv.cuda_emulator(check=True) as report:
-        y = ops.conv2d(x, w, padding=1, algorithm=algorithm)
+        y = ops.conv2d(x, w, **case.arguments, algorithm=algorithm)
         y.backward(random(*y.shape, dtype=dtype, layout=layout))
     assert report.errors == []
     for memory, most in (("global", most_global), ("shared", most_shared)):
         rows = [t for t in report.traffic if t.memory == memory]
         excess = sum(t.cost for t in rows) / sum(t.least for t in rows)
         assert excess <= most, f"{memory}: {excess:.3f}\n{report}"
+
+
+def test_every_convolution_has_a_recorded_traffic():
+    tuned = set(_native.lib.cuda_algorithms["conv2d"]) - {"reference"}
+    assert {algorithm for algorithm, *_ in RECORDED} == tuned
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "channels_last", "fwd", "bwd_input", "bwd_weight"),
+    [
+        ("ic1ih28oc6kh5ph2", "float32", False, "direct", "direct", "direct"),  # LeNet-5
+        ("ic3ih64oc64kh7sh2ph3", "float32", False, "implicit_gemm", "direct", "implicit_gemm"),
+        ("ic3ih64oc64kh7sh2ph3", "bfloat16", True, "direct", "direct", "direct"),
+        ("ic64ih8oc64kh3ph1g64", "float32", True, "depthwise", "depthwise", "depthwise"),
+        ("ic64ih8oc64kh3ph1g64", "float16", False, "direct", "direct", "direct"),
+        ("ic18ih8oc18kh3ph1g18", "float32", True, "direct", "direct", "direct"),
+        ("ic64ih8oc64kh3ph1", "float32", True) + 3 * ("implicit_gemm",),
+        ("ic64ih8oc64kh3ph1", "bfloat16", False) + 3 * ("tensor_cores",),
+        ("ic64ih8oc64kh3ph1", "float64", False, "reference", "reference", "reference"),
+    ],
+)
+def test_which_convolution_runs(text, dtype, channels_last, fwd, bwd_input, bwd_weight):
+    c = conv2d(text)
+    shape = _native.lib.Conv2dShape(
+        N=c.mb, G=c.g, IC=c.ic, IH=c.ih, IW=c.iw, OC=c.oc, KH=c.kh, KW=c.kw, OH=c.y[2], OW=c.y[3],
+        SH=c.sh, SW=c.sw, PH=c.ph, PW=c.pw, DH=c.dh, DW=c.dw, dtype=dtype, channels_last=channels_last,
+    )  # fmt: skip
+    for direction, expected in (("fwd", fwd), ("bwd_input", bwd_input), ("bwd_weight", bwd_weight)):
+        rows = _native.lib.ask_cuda(shape, direction)
+        assert next(name for name, _, _, refuses in rows if not refuses) == expected, rows
 
 
 def test_packed_weights_are_left_aside():

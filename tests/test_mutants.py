@@ -10,13 +10,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import pyconv
 from pyconv import _native, ops
 from pyconv._emulator import build
 from pyconv._emulator.report import Report
 from tests import mutants
 from tests.cases import conv2d
-from tests.helpers import LAYOUTS, random
-from tests.mutants import CONV, CORES, EACH, GEMM, MUTANTS, NORM, POOL, PRODUCT, SUMS, WALK
+from tests.helpers import LAYOUTS, integers, random
+from tests.mutants import (
+    CHUNKS,
+    CONV,
+    CORES,
+    DEPTHWISE,
+    DIRECT,
+    EACH,
+    GEMM,
+    MUTANTS,
+    NORM,
+    POOL,
+    PRODUCT,
+    SUMS,
+    TURN,
+    WALK,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
 SECONDS = 60  # until a launch counts as endless
@@ -29,13 +45,18 @@ CASES = [
 ]
 
 
-def convolve(algorithm, dtype, layout):
-    for case in CASES:
-        x, w = (random(*size, dtype=dtype, layout=layout, grad=True) for size in (case.x, case.w))
-        b = random(case.oc, dtype=dtype)
+# Rows that leave a run of 8 half empty; channels that leave lanes idle, and more taps than are kept at once.
+FEW = [*CASES, conv2d("mb1ic3ih9iw7oc20kh3ph1")]
+ONE = [conv2d("mb1ic36ih9iw7oc36kh3sh2sw1ph1g36"), conv2d("mb1ic8ih19oc8kh9ph4g8")]
+
+
+def convolve(algorithm, dtype, layout, cases=CASES, draw=random):
+    for case in cases:
+        x, w = (draw(*size, dtype=dtype, layout=layout, grad=True) for size in (case.x, case.w))
+        b = draw(case.oc, dtype=dtype)
         X, W = (t.detach().double().requires_grad_() for t in (x, w))
         Y = F.conv2d(X, W, b.double(), **case.arguments)
-        dy = random(*Y.shape, dtype=dtype, layout=layout)
+        dy = draw(*Y.shape, dtype=dtype, layout=layout)
         right = [Y.detach(), *torch.autograd.grad(Y, (X, W), dy.double())]
 
         def run(x=x, w=w, b=b, dy=dy, arguments=case.arguments):
@@ -100,8 +121,16 @@ def work(file):
             cases += convolve("reference", torch.float32, layout)
         if file in (NORM, SUMS):
             cases += normalise("welford" if file == NORM else "reference", layout)
-    if file in (CORES, WALK, PRODUCT):
+        if file in (CORES, CHUNKS, TURN):
+            cases += convolve("tensor_cores", torch.bfloat16, layout)
+        if file == CHUNKS:  # small integers, which TF32 has
+            cases += convolve("tensor_cores", torch.float32, layout, draw=integers)
+        if file == DIRECT:
+            cases += convolve("direct", torch.float32, layout, FEW)
+    if file in (WALK, PRODUCT):
         cases += convolve("tensor_cores", torch.bfloat16, LAYOUTS[1])
+    if file == DEPTHWISE:
+        cases += convolve("depthwise", torch.float32, LAYOUTS[1], ONE)
     return cases + list(pool()) if file in (POOL, EACH) else cases
 
 
@@ -183,7 +212,9 @@ class Tier:
 
 @pytest.fixture(scope="module", params=["emu", "chk"])
 def tier(request, tmp_path_factory):
-    return Tier(request.param, tmp_path_factory.mktemp(request.param))
+    pyconv.backends.cuda.allow_tf32 = True
+    yield Tier(request.param, tmp_path_factory.mktemp(request.param))
+    pyconv.backends.cuda.allow_tf32 = False
 
 
 @pytest.mark.parametrize("file", sorted({m.file for m in MUTANTS}))

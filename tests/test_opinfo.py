@@ -59,6 +59,11 @@ def both(op, sample, algorithm):
     return left, [*outputs(right), *gradients(right, theirs, upstream.double()), *theirs]
 
 
+# Kernels that take no sample: all of them are float32 in NCHW.
+NEEDS = {
+    "tensor_cores": r"needs bfloat16 or float16, or .*allow_tf32",
+    "depthwise": r"needs (one channel per group|channels_last)",
+}
 # The shapes of samples that no kernel takes, and why: a batch norm of no channel has no axis to call one.
 REFUSED = {
     "batch_norm": ({(0,)}, r"batch_norm: input must be \(N, C\), .* got 1-D of shape \(0,\)")
@@ -81,8 +86,8 @@ def test_every_sample(op, algorithm):
     samples = list(INFO[op].sample_inputs("cpu", torch.float32, requires_grad=True))
     assert samples
     for sample in samples:
-        if algorithm == "tensor_cores":
-            shapes, why = {sample.input.shape}, "needs bfloat16 or float16, got float32"
+        if algorithm in NEEDS:
+            shapes, why = {sample.input.shape}, NEEDS[algorithm]
         if sample.input.shape in shapes:
             with pytest.raises(ValueError, match=why):
                 both(op, sample, algorithm)

@@ -11,7 +11,7 @@ import pyconv
 from pyconv import _native, ops
 from tests.backends import cuda_kernels
 from tests.cases import CONV2D_CUDA, conv2d
-from tests.helpers import LAYOUTS, assert_close, integers, random, runs_or_refuses
+from tests.helpers import LAYOUTS, assert_close, integers, random
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
 TENSOR_CORES = [k for k in cuda_kernels("conv2d") if k == "tensor_cores"]

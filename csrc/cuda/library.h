@@ -38,6 +38,12 @@ using BatchNormBwd = int(const Place&, const NormShape&, const void* dy, const v
   LAUNCHER(Conv2dFwd, conv2d_tensor_cores_fwd)               \
   LAUNCHER(Conv2dBwdInput, conv2d_tensor_cores_bwd_input)    \
   LAUNCHER(Conv2dBwdWeight, conv2d_tensor_cores_bwd_weight)  \
+  LAUNCHER(Conv2dFwd, conv2d_depthwise_fwd)                  \
+  LAUNCHER(Conv2dBwdInput, conv2d_depthwise_bwd_input)       \
+  LAUNCHER(Conv2dBwdWeight, conv2d_depthwise_bwd_weight)     \
+  LAUNCHER(Conv2dFwd, conv2d_direct_fwd)                     \
+  LAUNCHER(Conv2dBwdInput, conv2d_direct_bwd_input)          \
+  LAUNCHER(Conv2dBwdWeight, conv2d_direct_bwd_weight)        \
   LAUNCHER(MaxPool2dFwd, max_pool2d_reference_fwd)           \
   LAUNCHER(IndexedPool2d, max_pool2d_reference_bwd)          \
   LAUNCHER(AvgPool2d, avg_pool2d_reference_fwd)              \

@@ -65,15 +65,52 @@ int64_t tensor_cores_workspace(const Conv2dShape& s, Pass pass) {
   return (pass == Pass::fwd ? x : y) + turned_bytes(s, weight_count(s));
 }
 
-std::string implicit_gemm_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
-  if (s.dtype != DType::f32) return std::string("needs float32, got ") + name_of(s.dtype);
+// Of the kernels for few channels.
+std::string float64_why_not(const Conv2dShape& s) {
+  return s.dtype == DType::f64 ? "needs float32, bfloat16 or float16, got float64" : "";
+}
+
+std::string depthwise_why_not(const Conv2dShape& s, Pass, Ask) {
+  const std::string wide = float64_why_not(s);
+  if (!wide.empty()) return wide;
+  if (s.ic_per_group() != 1 || s.oc_per_group() != 1) {
+    return "needs one channel per group, in and out, got " + std::to_string(s.ic_per_group()) + " and " +
+           std::to_string(s.oc_per_group());
+  }
+  if (s.layout != Layout::nhwc)
+    return "needs channels_last tensors, got NCHW, where direct takes one channel per group";
+  const int64_t chunk = 16 / size_of(s.dtype);
+  if (s.G % chunk) return "needs multiples of " + std::to_string(chunk) + " channels, got " + std::to_string(s.G);
+  return too_large(s);
+}
+
+int64_t depthwise_workspace(const Conv2dShape& s, Pass pass) {
+  return pass == Pass::bwd_weight ? parts_bytes(s, depthwise_splits_of(s)) : 0;
+}
+
+std::string direct_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
+  const std::string wide = float64_why_not(s);
+  if (!wide.empty()) return wide;
   const std::string large = too_large(s);
-  if (!large.empty()) return large;
-  if (ask == Ask::able) return "";
-  // A tile has 64 rows: with fewer than 8 of them in use, the reference's one value per thread wastes less.
+  if (!large.empty() || ask == Ask::able || s.dtype != DType::f32) return large;
+  // implicit_gemm's tile has 64 rows: with 32 of them in use it does half the products it might. So does direct, whose 16
+  // multiply-adds come with 15 other instructions; unless its neighbouring threads' pixels lie far apart, a sector for each.
   const int64_t rows = pass == Pass::bwd_input ? s.ic_per_group() : s.oc_per_group();
-  if (rows < 8) return "pays from 8 channels per group on, got " + std::to_string(rows);
+  const int64_t apart = s.layout == Layout::nchw ? 1 : pass == Pass::bwd_input ? s.OC : s.IC;
+  const int64_t most = apart <= 8 ? 32 : 8;
+  if (rows > most) {
+    return "pays up to " + std::to_string(most) + " channels per group here, got " + std::to_string(rows);
+  }
   return "";
+}
+
+int64_t direct_workspace(const Conv2dShape& s, Pass pass) {
+  return pass == Pass::bwd_weight ? parts_bytes(s, direct_splits_of(s)) : 0;
+}
+
+std::string implicit_gemm_why_not(const Conv2dShape& s, Pass, Ask) {
+  if (s.dtype != DType::f32) return std::string("needs float32, got ") + name_of(s.dtype);
+  return too_large(s);
 }
 
 int64_t implicit_gemm_workspace(const Conv2dShape& s, Pass pass) {
@@ -83,6 +120,8 @@ int64_t implicit_gemm_workspace(const Conv2dShape& s, Pass pass) {
 // clang-format off
 constexpr Kernel list[] = {
     {"tensor_cores",  "csrc/cuda/conv2d/tensor_cores.cu",  tensor_cores_why_not,  &Library::conv2d_tensor_cores_fwd,  &Library::conv2d_tensor_cores_bwd_input,  &Library::conv2d_tensor_cores_bwd_weight,  tensor_cores_workspace},
+    {"depthwise",     "csrc/cuda/conv2d/depthwise.cu",     depthwise_why_not,     &Library::conv2d_depthwise_fwd,     &Library::conv2d_depthwise_bwd_input,     &Library::conv2d_depthwise_bwd_weight,     depthwise_workspace},
+    {"direct",        "csrc/cuda/conv2d/direct.cu",        direct_why_not,        &Library::conv2d_direct_fwd,        &Library::conv2d_direct_bwd_input,        &Library::conv2d_direct_bwd_weight,        direct_workspace},
     {"implicit_gemm", "csrc/cuda/conv2d/implicit_gemm.cu", implicit_gemm_why_not, &Library::conv2d_implicit_gemm_fwd, &Library::conv2d_implicit_gemm_bwd_input, &Library::conv2d_implicit_gemm_bwd_weight, implicit_gemm_workspace},
     {"reference",     "csrc/cuda/conv2d/reference.cu",     reference_why_not,     &Library::conv2d_reference_fwd,     &Library::conv2d_reference_bwd_input,     &Library::conv2d_reference_bwd_weight,     nullptr},
 };
