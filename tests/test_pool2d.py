@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyconv
 import pyconv.reference
 from pyconv import _native, ops
 from tests.backends import cuda_kernels
@@ -21,7 +22,7 @@ def kernels(*names):
     where it can run."""
     names_anywhere = (None, "reference", *cuda_kernels("max_pool2d"))
     anywhere = [(a, d, l) for a in names_anywhere for d in DTYPES for l in LAYOUTS]
-    home = {"rows": NCHW, "planes": NCHW, "channels": NHWC}
+    home = {"rows": NCHW, "planes": NCHW, "transposed": NCHW, "channels": NHWC}
     return anywhere + [(name, F32, home[name]) for name in names if _native.lib]
 
 
@@ -128,7 +129,9 @@ def check_max(x, name, positional, keyword, algorithm=None):
 MAX_WINDOWS = {**WINDOWS, **DILATED}
 
 
-@pytest.mark.parametrize(("algorithm", "dtype", "layout"), kernels("rows", "channels"), **ids)
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "layout"), kernels("rows", "transposed", "channels"), **ids
+)
 @pytest.mark.parametrize("case", MAX_WINDOWS)
 def test_max_pool2d(case, algorithm, dtype, layout):
     size, window = MAX_WINDOWS[case]
@@ -143,7 +146,9 @@ def test_max_pool2d_in_every_instruction_set(case, layout, isa):
     check_max(random(*size, layout=layout, grad=True), "max_pool2d", (), window)
 
 
-@pytest.mark.parametrize(("algorithm", "dtype", "layout"), kernels("rows", "channels"), **ids)
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "layout"), kernels("rows", "transposed", "channels"), **ids
+)
 @pytest.mark.parametrize("case", ADAPTIVE)
 def test_adaptive_max_pool2d(case, algorithm, dtype, layout):
     size, output_size = ADAPTIVE[case]
@@ -158,7 +163,9 @@ def test_adaptive_max_pool2d(case, algorithm, dtype, layout):
 PLANE = [[[[1.0, 7, 7, 2], [7, 0, 7, 7], [3, 3, 3, 3], [0, 3, 3, 9]]]]
 
 
-@pytest.mark.parametrize(("algorithm", "dtype", "layout"), kernels("rows", "channels"), **ids)
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "layout"), kernels("rows", "transposed", "channels"), **ids
+)
 @pytest.mark.parametrize("special", ["ties", "-inf", "NaN", "mixed"])
 def test_max_pool2d_chooses_as_torch_does(special, algorithm, dtype, layout, isa):
     """The first of equals, the first pixel of nothing but -inf, the last NaN; the padding never."""
@@ -215,7 +222,9 @@ def check_avg(x, name, positional, keyword, algorithm=None):
         assert dx.stride() == x.stride()
 
 
-@pytest.mark.parametrize(("algorithm", "dtype", "layout"), kernels("rows", "channels"), **ids)
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "layout"), kernels("rows", "transposed", "channels"), **ids
+)
 @pytest.mark.parametrize("case", WINDOWS)
 def test_avg_pool2d(case, algorithm, dtype, layout):
     size, window = WINDOWS[case]
@@ -232,7 +241,7 @@ def test_avg_pool2d_in_every_instruction_set(case, layout, isa):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "dtype", "layout"), kernels("planes", "rows", "channels"), **ids
+    ("algorithm", "dtype", "layout"), kernels("planes", "rows", "transposed", "channels"), **ids
 )
 @pytest.mark.parametrize("case", ADAPTIVE)
 def test_adaptive_avg_pool2d(case, algorithm, dtype, layout):
@@ -266,17 +275,29 @@ def test_small_integers_are_averaged_exactly(case, layout, isa):
         assert torch.equal(y, F.avg_pool2d(x, **window))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, **ids)
+@pytest.mark.parametrize("planes", [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 65, 513])
+def test_any_number_of_planes_turned(planes, dtype, isa):
+    """Lanes are planes: as many as a vector or a tile has, one less, one more."""
+    x = random(1, planes, 5, 7, dtype=dtype, grad=True)
+    window = {"kernel_size": 3, "stride": 2, "padding": 1}
+    check_max(x, "max_pool2d", (), window, "transposed")
+    check_avg(x, "avg_pool2d", (), window, "transposed")
+    check_avg(x, "adaptive_avg_pool2d", ((3, 4),), {}, "transposed")
+
+
 # --- unpooling
 
 
-UNPOOL = [None, *cuda_kernels("max_unpool2d")]
+UNPOOL = [*pyconv.algorithms("max_unpool2d"), *cuda_kernels("max_unpool2d")]
 
 
 @pytest.mark.parametrize("algorithm", UNPOOL, **ids)
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 @pytest.mark.parametrize("dtype", DTYPES, **ids)
-def test_max_unpool2d_undoes_max_pool2d(dtype, layout, algorithm):
-    x = random(3, 4, 9, 11, dtype=dtype, layout=layout)
+@pytest.mark.parametrize("size", [(3, 4, 9, 11), (1, 40, 6, 7)], **ids)
+def test_max_unpool2d_undoes_max_pool2d(size, dtype, layout, algorithm):
+    x = random(*size, dtype=dtype, layout=layout)
     y, indices = ops.max_pool2d(x, 2, return_indices=True)
     y.requires_grad_()
     back = ops.max_unpool2d(y, indices, 2, output_size=x.shape, algorithm=algorithm)

@@ -57,16 +57,12 @@ void require_indices(const char* op, const Tensor& t, const Tensor& indices) {
   for (int d = 0; d < 4; d++) require(indices.size(d) == t.size(d), op, "indices must have the pooled shape");
 }
 
-// Indices read from memory address memory: every one is checked before any is used. Not on a GPU, where the call would have
-// to wait for them: kernels there pass over what points elsewhere.
-void require_range(const char* op, const Tensor& dense_indices, int64_t least, const PoolAxis& h, const PoolAxis& w) {
-  if (dense_indices.is_cuda()) return;
-  const int64_t* indices = static_cast<const int64_t*>(dense_indices.const_data_ptr());
-  for (int64_t i = 0; i < dense_indices.numel(); i++) {
-    if (indices[i] >= least && indices[i] < h.in * w.in) continue;
-    throw std::invalid_argument(std::string(op) + ": indices must lie in a plane of " + std::to_string(h.in) + " x " +
-                                std::to_string(w.in) + " pixels, got index " + std::to_string(indices[i]));
-  }
+// Indices read from memory address memory: kernels pass over what points elsewhere and say so. Those on a GPU do not, for
+// the call would have to wait for them.
+[[noreturn]] void refuse_indices(const char* op, const int64_t* indices, int64_t least, const Pool2dShape& s) {
+  while (*indices >= least && *indices < s.h.in * s.w.in) indices++;
+  throw std::invalid_argument(std::string(op) + ": indices must lie in a plane of " + std::to_string(s.h.in) + " x " +
+                              std::to_string(s.w.in) + " pixels, got index " + std::to_string(*indices));
 }
 
 Layout layout(bool channels_last) { return channels_last ? Layout::nhwc : Layout::nchw; }
@@ -102,12 +98,14 @@ void cpu_avg_bwd(const char* op, const Pool2dShape& s, const void* dy, void* dx,
 
 void cpu_unpool_fwd(const char* op, const Pool2dShape& s, const void* x, const int64_t* indices, void* y,
                     const std::string& algorithm) {
-  pool2d::choose_unpool(op, s, Pass::fwd, algorithm).fwd(s, x, indices, y);
+  if (!pool2d::choose_unpool(op, s, Pass::fwd, algorithm).fwd(s, x, indices, y)) refuse_indices(op, indices, 0, s);
 }
 
 void cpu_unpool_bwd(const char* op, const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx,
                     const std::string& algorithm) {
-  pool2d::choose_unpool(op, s, Pass::bwd_input, algorithm).bwd(s, dy, indices, dx);
+  if (!pool2d::choose_unpool(op, s, Pass::bwd_input, algorithm).bwd(s, dy, indices, dx)) {
+    refuse_indices(op, indices, -1, s);
+  }
 }
 
 Tensor2 max_fwd(const char* op, const Pool2dShape& s, const Tensor& x, const std::string& algorithm) {
@@ -303,7 +301,6 @@ Tensor max_unpool2d(const Tensor& x, const Tensor& indices, int64_t OH, int64_t 
   const Pool2dShape s = {x.size(0),       x.size(1),   {OH, x.size(2), 0, 1, 0, 1}, {OW, x.size(3), 0, 1, 0, 1},
                          dtype_of(x, op), layout_of(x)};
   const Tensor xd = dense(x, s.layout), id = dense(indices, s.layout);
-  require_range(op, id, 0, s.h, s.w);
   Tensor y = empty_x(s, x);
   Device on(x);
   on.run(cuda::pool2d::unpool_fwd, cpu_unpool_fwd, op, s, on.in("x", xd), int64s(on.in("indices", id)), on.out("y", y),
@@ -324,7 +321,6 @@ Tensor max_unpool2d_bwd(const Tensor& dy, const Tensor& indices, const std::stri
                          dtype_of(dy, op),
                          layout_of(dy)};
   const Tensor dyd = dense(dy, s.layout), id = dense(indices, s.layout);
-  require_range(op, id, -1, s.h, s.w);
   Tensor dx = empty_y(s, dy.scalar_type(), dy);
   Device on(dy);
   on.run(cuda::pool2d::unpool_bwd, cpu_unpool_bwd, op, s, on.in("dy", dyd), int64s(on.in("indices", id)),

@@ -179,24 +179,30 @@ PYCONV_INLINE void gather(const Pool2dShape& s, T* dx, const Term& term) {
   });
 }
 
-// Adds up L channels of an image, then writes them: dx[index] += dy.
+// dx[index] += dy, L channels of an image at a time: in dx itself where it is of the sums' type.
 template <class T>
 void scatter(const Pool2dShape& s, const T* dy, const int64_t* where, T* dx) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
+  constexpr bool in_place = sizeof(T) == sizeof(A);
   const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out, blocks = divide_up(s.C, L);
+  const int64_t pitch = in_place ? s.C : L;
   parallel_for(s.N * blocks, divide_up(serial_values, (pixels + outputs) * L), [&](int64_t begin, int64_t end) {
-    A* sums = static_cast<A*>(scratch(0, sizeof(A) * pixels * L));
+    A* sums = in_place ? nullptr : static_cast<A*>(scratch(0, sizeof(A) * pixels * L));
     for (int64_t item = begin; item < end; item++) {
       const int64_t n = item / blocks, c = item % blocks * L, count = at_most(s.C - c, L);
-      for (int64_t i = 0; i < pixels; i++) store(sums + i * L, vec<A>{});
+      T* to = dx + n * pixels * s.C + c;
+      if constexpr (in_place) sums = to;
+      for (int64_t i = 0; i < pixels; i++) store_up_to(sums + i * pitch, vec<A>{}, in_place ? count : L);
       for (int64_t o = 0; o < outputs; o++) {
         const int64_t at = (n * outputs + o) * s.C + c;
         for (int64_t l = 0; l < count; l++) {
-          if (uint64_t(where[at + l]) < uint64_t(pixels)) sums[where[at + l] * L + l] += widen(dy[at + l]);
+          if (uint64_t(where[at + l]) < uint64_t(pixels)) sums[where[at + l] * pitch + l] += widen(dy[at + l]);
         }
       }
-      for (int64_t i = 0; i < pixels; i++) store_up_to(dx + (n * pixels + i) * s.C + c, load(sums + i * L), count);
+      if constexpr (!in_place) {
+        for (int64_t i = 0; i < pixels; i++) store_up_to(to + i * s.C, load(sums + i * L), count);
+      }
     }
   });
 }

@@ -6,18 +6,21 @@ namespace {
 
 // clang-format off
 constexpr MaxKernel max_list[] = {
-    {"channels",  "csrc/cpu/pool2d/channels.h",    channels_max_why_not, channels_max_fwd,  channels_max_bwd},
-    {"rows",      "csrc/cpu/pool2d/rows.h",        rows_max_why_not,     rows_max_fwd,      rows_max_bwd},
-    {"reference", "csrc/cpu/pool2d/reference.cpp", reference_why_not,    reference_max_fwd, reference_max_bwd},
+    {"channels",   "csrc/cpu/pool2d/channels.h",    channels_max_why_not,   channels_max_fwd,   channels_max_bwd},
+    {"transposed", "csrc/cpu/pool2d/transposed.h",  transposed_max_why_not, transposed_max_fwd, transposed_max_bwd},
+    {"rows",       "csrc/cpu/pool2d/rows.h",        rows_max_why_not,       rows_max_fwd,       rows_max_bwd},
+    {"reference",  "csrc/cpu/pool2d/reference.cpp", reference_why_not,      reference_max_fwd,  reference_max_bwd},
 };
 constexpr AvgKernel avg_list[] = {
-    {"channels",  "csrc/cpu/pool2d/channels.h",    channels_avg_why_not, channels_avg_fwd,  channels_avg_bwd},
-    {"planes",    "csrc/cpu/pool2d/planes.h",      planes_avg_why_not,   planes_avg_fwd,    planes_avg_bwd},
-    {"rows",      "csrc/cpu/pool2d/rows.h",        rows_avg_why_not,     rows_avg_fwd,      rows_avg_bwd},
-    {"reference", "csrc/cpu/pool2d/reference.cpp", reference_why_not,    reference_avg_fwd, reference_avg_bwd},
+    {"channels",   "csrc/cpu/pool2d/channels.h",    channels_avg_why_not,   channels_avg_fwd,   channels_avg_bwd},
+    {"planes",     "csrc/cpu/pool2d/planes.h",      planes_avg_why_not,     planes_avg_fwd,     planes_avg_bwd},
+    {"transposed", "csrc/cpu/pool2d/transposed.h",  transposed_avg_why_not, transposed_avg_fwd, transposed_avg_bwd},
+    {"rows",       "csrc/cpu/pool2d/rows.h",        rows_avg_why_not,       rows_avg_fwd,       rows_avg_bwd},
+    {"reference",  "csrc/cpu/pool2d/reference.cpp", reference_why_not,      reference_avg_fwd,  reference_avg_bwd},
 };
 constexpr UnpoolKernel unpool_list[] = {
-    {"reference", "csrc/cpu/pool2d/reference.cpp", reference_why_not,    reference_unpool_fwd, reference_unpool_bwd},
+    {"offsets",   "csrc/cpu/pool2d/unpool.cpp",    reference_why_not, offsets_unpool_fwd,   offsets_unpool_bwd},
+    {"reference", "csrc/cpu/pool2d/reference.cpp", reference_why_not, reference_unpool_fwd, reference_unpool_bwd},
 };
 // clang-format on
 

@@ -26,9 +26,10 @@ using MaxFwd = void(const Pool2dShape& s, const void* x, void* y, const Where& w
 using MaxBwd = void(const Pool2dShape& s, const void* dy, const WhereWas& where, void* dx);
 using AvgFwd = void(const Pool2dShape& s, const void* x, void* y);
 using AvgBwd = void(const Pool2dShape& s, const void* dy, void* dx);
-// Between a pooled tensor (h.out, w.out) and the planes (h.in, w.in) that indices point into.
-using ToPlane = void(const Pool2dShape& s, const void* pooled, const int64_t* indices, void* plane);
-using FromPlane = void(const Pool2dShape& s, const void* plane, const int64_t* indices, void* pooled);
+// Between a pooled tensor (h.out, w.out) and the planes (h.in, w.in) that indices point into. False if an index points
+// elsewhere: no kernel follows it. -1 is no index, and only FromPlane may meet it.
+using ToPlane = bool(const Pool2dShape& s, const void* pooled, const int64_t* indices, void* plane);
+using FromPlane = bool(const Pool2dShape& s, const void* plane, const int64_t* indices, void* pooled);
 
 using WhyNot = std::string(const Pool2dShape&, Pass, Ask);
 
@@ -88,6 +89,17 @@ MaxFwd rows_max_fwd;
 MaxBwd rows_max_bwd;
 AvgFwd rows_avg_fwd;
 AvgBwd rows_avg_bwd;
+
+// transposed.cpp: small planes of NCHW, lanes are planes.
+WhyNot transposed_max_why_not, transposed_avg_why_not;
+MaxFwd transposed_max_fwd;
+MaxBwd transposed_max_bwd;
+AvgFwd transposed_avg_fwd;
+AvgBwd transposed_avg_bwd;
+
+// unpool.cpp: any type, any layout.
+ToPlane offsets_unpool_fwd;
+FromPlane offsets_unpool_bwd;
 
 // planes.cpp: float32 NCHW, the mean of whole planes.
 WhyNot planes_avg_why_not;

@@ -7,6 +7,7 @@
 // Cost      one comparison or addition per window pixel; max's backward keeps one plane of sums per thread
 // Limits    none: the floor under every other kernel, and never tuned. One thread owns a plane; sums run in a fixed order
 // Source    LeCun et al., Proc. IEEE 86(11), 1998, section II.B (average); Zeiler and Fergus, arXiv:1311.2901 (unpool)
+#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -128,27 +129,38 @@ void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
 }
 
 template <class T>
-void unpool_fwd(const Pool2dShape& s, const T* x, const int64_t* indices, T* y) {
+bool unpool_fwd(const Pool2dShape& s, const T* x, const int64_t* indices, T* y) {
   const Index4 X = s.y_index(), Y = s.x_index();  // x is the pooled side
   const int64_t pixels = s.h.in * s.w.in;
+  std::atomic<bool> fit = true;
   for_planes(s, [&](int64_t n, int64_t c) {
     for (int64_t i = 0; i < pixels; i++) y[Y(n, c, i / s.w.in, i % s.w.in)] = T();
     for_outputs(s, [&](int64_t oh, int64_t ow) {
       const int64_t index = indices[X(n, c, oh, ow)];
-      y[Y(n, c, index / s.w.in, index % s.w.in)] = x[X(n, c, oh, ow)];
+      if (index < 0 || index >= pixels) {
+        fit = false;
+      } else {
+        y[Y(n, c, index / s.w.in, index % s.w.in)] = x[X(n, c, oh, ow)];
+      }
     });
   });
+  return fit;
 }
 
 template <class T>
-void unpool_bwd(const Pool2dShape& s, const T* dy, const int64_t* indices, T* dx) {
+bool unpool_bwd(const Pool2dShape& s, const T* dy, const int64_t* indices, T* dx) {
   const Index4 X = s.y_index(), Y = s.x_index();
+  const int64_t pixels = s.h.in * s.w.in;
+  std::atomic<bool> fit = true;
   for_planes(s, [&](int64_t n, int64_t c) {
     for_outputs(s, [&](int64_t oh, int64_t ow) {
       const int64_t index = indices[X(n, c, oh, ow)];
-      dx[X(n, c, oh, ow)] = index < 0 ? T() : dy[Y(n, c, index / s.w.in, index % s.w.in)];
+      if (index < -1 || index >= pixels) fit = false;
+      const bool is_pixel = index >= 0 && index < pixels;
+      dx[X(n, c, oh, ow)] = is_pixel ? dy[Y(n, c, index / s.w.in, index % s.w.in)] : T();
     });
   });
+  return fit;
 }
 
 }  // namespace
@@ -183,18 +195,22 @@ void reference_avg_bwd(const Pool2dShape& s, const void* dy, void* dx) {
   });
 }
 
-void reference_unpool_fwd(const Pool2dShape& s, const void* x, const int64_t* indices, void* y) {
+bool reference_unpool_fwd(const Pool2dShape& s, const void* x, const int64_t* indices, void* y) {
+  bool fit = true;
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    unpool_fwd(s, static_cast<const T*>(x), indices, static_cast<T*>(y));
+    fit = unpool_fwd(s, static_cast<const T*>(x), indices, static_cast<T*>(y));
   });
+  return fit;
 }
 
-void reference_unpool_bwd(const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx) {
+bool reference_unpool_bwd(const Pool2dShape& s, const void* dy, const int64_t* indices, void* dx) {
+  bool fit = true;
   with_type(s.dtype, [&](auto type) {
     using T = decltype(type);
-    unpool_bwd(s, static_cast<const T*>(dy), indices, static_cast<T*>(dx));
+    fit = unpool_bwd(s, static_cast<const T*>(dy), indices, static_cast<T*>(dx));
   });
+  return fit;
 }
 
 }  // namespace pyconv::pool2d

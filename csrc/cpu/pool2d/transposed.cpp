@@ -1,0 +1,47 @@
+// Instances of transposed.h for every ISA and storage type, and when they can run.
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/pool2d/pool2d.h"
+#include "cpu/scratch.h"
+
+#define PYCONV_KERNEL "cpu/pool2d/transposed.h"
+#include "cpu/for_each_isa.inc"
+
+namespace pyconv::pool2d {
+
+// Bytes of the narrowest tile with 64-byte vectors. Beyond `largest`, rows.h, whose lanes are then full, is faster: two Zen
+// 5 cores, 3x3 windows of stride 2 forward, 1.8 times as slow as this at 28 x 28, 1.2 times as fast at 56 x 56, as fast
+// at 32 x 32. An adaptive window has no other kernel.
+std::string transposed_avg_why_not(const Pool2dShape& s, Pass, Ask ask) {
+  constexpr int64_t largest = 98304;
+  if (s.layout != Layout::nchw) return "it turns planes, which in channels_last lie turned already";
+  const bool adaptive = s.h.adaptive() || s.w.adaptive();
+  if (ask == Ask::chosen && !adaptive && (s.h.in * s.w.in + s.h.out * s.w.out) * 64 > largest) {
+    return "planes this large fill the lanes of rows, which turns nothing";
+  }
+  return "";
+}
+
+std::string transposed_max_why_not(const Pool2dShape& s, Pass pass, Ask ask) {
+  if (s.h.in * s.w.in > INT32_MAX) return "its indices are 32-bit and the plane has 2^31 pixels or more";
+  return transposed_avg_why_not(s, pass, ask);
+}
+
+void transposed_max_fwd(const Pool2dShape& s, const void* x, void* y, const Where& where) {
+  PYCONV_PER_ISA(pool2d_transposed::max_fwd)(s, x, y, where);
+}
+
+void transposed_max_bwd(const Pool2dShape& s, const void* dy, const WhereWas& where, void* dx) {
+  if (s.h.adaptive() || s.w.adaptive()) return rows_max_bwd(s, dy, where, dx);  // a scatter
+  PYCONV_PER_ISA(pool2d_transposed::max_bwd)(s, dy, where, dx);
+}
+
+void transposed_avg_fwd(const Pool2dShape& s, const void* x, void* y) {
+  PYCONV_PER_ISA(pool2d_transposed::avg_fwd)(s, x, y);
+}
+
+void transposed_avg_bwd(const Pool2dShape& s, const void* dy, void* dx) {
+  PYCONV_PER_ISA(pool2d_transposed::avg_bwd)(s, dy, dx);
+}
+
+}  // namespace pyconv::pool2d
