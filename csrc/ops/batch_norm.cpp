@@ -30,7 +30,7 @@ struct Call {
 
   Tensor like_x() const { return empty(shape.N, shape.C, shape.H, shape.W, layout, x.scalar_type(), x); }
 
-  Tensor one_per_channel() const { return torch::stable::new_empty(x, {shape.C}, per_channel); }
+  Tensor one_per_channel() const { return empty(shape.C, per_channel, x); }
 
   Tensor channels(const Tensor& t) const {
     require(t.dim() == 1 && t.size(0) == shape.C && t.scalar_type() == per_channel, op,

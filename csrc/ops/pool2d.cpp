@@ -179,7 +179,7 @@ Tensor2 max_pool2d_taps(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int
   const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::fwd, algorithm);
   const Tensor xd = dense(x, s.layout);
   Tensor y = empty_y(s, x.scalar_type(), x);
-  Tensor taps = keep ? empty_y(s, ScalarType::Byte, x) : torch::stable::new_empty(x, {0}, ScalarType::Byte);
+  Tensor taps = keep ? empty_y(s, ScalarType::Byte, x) : empty(0, ScalarType::Byte, x);
   kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr(),
              {nullptr, keep ? static_cast<uint8_t*>(taps.mutable_data_ptr()) : nullptr});
   return {y, taps};

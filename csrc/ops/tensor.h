@@ -52,20 +52,41 @@ inline Layout layout_of(const Tensor& t) {
 
 inline Layout either(Layout a, Layout b) { return a == Layout::nhwc ? a : b; }
 
+inline bool is_channels_last(const Tensor& t) {
+  int64_t expected = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 1) continue;
+    if (t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// Asks first: torch's contiguous() goes through the dispatcher to find that there is nothing to do.
 inline Tensor dense(const Tensor& t, Layout layout) {
   if (layout == Layout::nchw) return t.is_contiguous() ? t : torch::stable::contiguous(t);
-  return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  return is_channels_last(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, ScalarType type,
+                            const Tensor& like) {
+  int32_t device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, static_cast<int32_t>(type), device,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
 inline Tensor empty(int64_t N, int64_t C, int64_t H, int64_t W, Layout layout, ScalarType type, const Tensor& like) {
   const Index4 index = index_of(layout, at_least(C, 1), at_least(H, 1), at_least(W, 1));
   const int64_t sizes[4] = {N, C, H, W}, strides[4] = {index.n, index.c, index.h, index.w};
-  int32_t device;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides, static_cast<int32_t>(type), device,
-                                                         like.get_device_index(), &handle));
-  return Tensor(handle);
+  return empty_strided(4, sizes, strides, type, like);
+}
+
+inline Tensor empty(int64_t size, ScalarType type, const Tensor& like) {
+  const int64_t stride = 1;
+  return empty_strided(1, &size, &stride, type, like);
 }
 
 }  // namespace pyconv
