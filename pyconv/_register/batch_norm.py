@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
-from pyconv._register._core import _compiling, _transforming, empty, memory_format, register
+from pyconv._register._core import (
+    _compiling,
+    _transforming,
+    empty,
+    memory_format,
+    register,
+    wants_derivative,
+)
 from pyconv.reference._common import wide
 from pyconv.reference.batch_norm import column
 
@@ -353,9 +360,15 @@ def update(
 
     var is biased, running_var is not: var * M / (M - 1) for the M values of a channel.
     """
+    unbiased = values / (values - 1)
+    tensors = running_mean, running_var, mean, var
+    if not wants_derivative(*tensors) and running_mean.dtype == running_var.dtype == mean.dtype:
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * unbiased, momentum)
+        return
     with torch.no_grad():
         _move(running_mean, mean, momentum)
-        _move(running_var, var * (values / (values - 1)), momentum)
+        _move(running_var, var * unbiased, momentum)
 
 
 def _move(running: Tensor, batch: Tensor, momentum: float) -> None:

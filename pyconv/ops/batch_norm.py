@@ -166,7 +166,7 @@ def _size(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> torc
         raise _shapes.ShapeError(
             f"{op}: {name} must be {allowed} for an input of {input.dtype}, got {t.dtype}"
         )
-    if t.device != input.device:
+    if not (t.is_cpu and input.is_cpu) and t.device != input.device:
         raise _shapes.ShapeError(
             f"{op}: {name} must be on input's device {input.device}, got {t.device}"
         )
