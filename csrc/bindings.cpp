@@ -75,16 +75,20 @@
 STABLE_TORCH_LIBRARY(pyconv, m) {
 #define DEFINE(name, signature) m.def(#name signature), m.def("_" #name signature);
   PYCONV_OPS(DEFINE)
+  // All gradients of a convolution in one call, for a backward pass of which no derivative is wanted.
+  m.def("_conv2d_bwd(Tensor dy, Tensor? x, Tensor? w, " PLANE "int kh, int kw, " CONV
+        "bool channels_last, bool bias, str algorithm) -> (Tensor dx, Tensor dw, Tensor db)");
 }
 
 #define IMPLEMENT(name, signature) \
   m.impl(#name, TORCH_BOX(&pyconv::ops::name)), m.impl("_" #name, TORCH_BOX(&pyconv::ops::name));
 
-STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m){PYCONV_OPS(IMPLEMENT)}
-
-STABLE_TORCH_LIBRARY_IMPL(pyconv, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m) {
   PYCONV_OPS(IMPLEMENT)
+  m.impl("_conv2d_bwd", TORCH_BOX(&pyconv::ops::conv2d_bwd));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CUDA, m) { PYCONV_OPS(IMPLEMENT) }
 
 namespace {
 

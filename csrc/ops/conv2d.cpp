@@ -134,4 +134,26 @@ Tensor conv2d_bwd_weight(const Tensor& dy, const Tensor& x, int64_t KH, int64_t 
   return dw;
 }
 
+Tensor3 conv2d_bwd(const Tensor& dy, const OptionalTensor& x, const OptionalTensor& w, int64_t IH, int64_t IW,
+                   int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW,
+                   int64_t G, bool channels_last, bool bias, const std::string& algorithm) {
+  const char* op = "pyconv::conv2d_bwd";
+  require(dy.dim() == 4, op, "dy must be 4-D");
+  const Layout layout = channels_last ? Layout::nhwc : Layout::nchw;
+  const Tensor dyd = dense(dy, layout);
+  const auto none = [&] { return empty(0, dy.scalar_type(), dy); };
+  const Tensor dx = w ? conv2d_bwd_input(dyd, *w, IH, IW, SH, SW, PH, PW, DH, DW, G, channels_last, algorithm) : none();
+  const Tensor dw =
+      x ? conv2d_bwd_weight(dyd, *x, KH, KW, SH, SW, PH, PW, DH, DW, G, channels_last, algorithm) : none();
+  if (!bias) return {dx, dw, none()};
+
+  require(!Device(dy).cuda(), op, "there is no CUDA kernel for the bias");
+  Conv2dShape s = {};
+  s.N = dy.size(0), s.OC = dy.size(1), s.OH = dy.size(2), s.OW = dy.size(3);
+  s.dtype = dtype_of(dy, op), s.layout = layout;
+  Tensor db = empty(s.OC, dy.scalar_type(), dy);
+  conv2d::bwd_bias(s, dyd.const_data_ptr(), db.mutable_data_ptr());
+  return {dx, dw, db};
+}
+
 }  // namespace pyconv::ops

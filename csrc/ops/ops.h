@@ -25,6 +25,10 @@ Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t I
 Tensor conv2d_bwd_weight(const Tensor& dy, const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH,
                          int64_t PW, int64_t DH, int64_t DW, int64_t G, bool channels_last,
                          const std::string& algorithm);
+// (dx, dw, db): dx where w is given, dw where x is, db where it is asked for, and empty tensors elsewhere.
+Tensor3 conv2d_bwd(const Tensor& dy, const OptionalTensor& x, const OptionalTensor& w, int64_t IH, int64_t IW,
+                   int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW,
+                   int64_t G, bool channels_last, bool bias, const std::string& algorithm);
 
 // pool2d.cpp; indices are int64 offsets ih*IW + iw into the plane
 Tensor2 max_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,

@@ -42,19 +42,21 @@ Conv2dShape random_shape(Random& draw) {
 
 // The sum itself, scattered: each product goes to y, dx and dw at once.
 struct Expected {
-  std::vector<double> y, dx, dw;
+  std::vector<double> y, dx, dw, db;
 };
 
 Expected plain_loops(const Conv2dShape& s, const std::vector<double>& x, const std::vector<double>& w,
                      const std::vector<double>& b, const std::vector<double>& dy) {
   const Index4 X = s.x_index(), W = s.w_index(), Y = s.y_index();
-  Expected e{std::vector<double>(dy.size()), std::vector<double>(x.size()), std::vector<double>(w.size())};
+  Expected e{std::vector<double>(dy.size()), std::vector<double>(x.size()), std::vector<double>(w.size()),
+             std::vector<double>(s.OC)};
   for (int64_t n = 0; n < s.N; n++)
     for (int64_t oc = 0; oc < s.OC; oc++)
       for (int64_t oh = 0; oh < s.OH; oh++)
         for (int64_t ow = 0; ow < s.OW; ow++) {
           const int64_t at_y = Y(n, oc, oh, ow), g = oc / s.oc_per_group();
           e.y[at_y] += b[oc];
+          e.db[oc] += dy[at_y];
           for (int64_t ic = 0; ic < s.ic_per_group(); ic++)
             for (int64_t kh = 0; kh < s.KH; kh++)
               for (int64_t kw = 0; kw < s.KW; kw++) {
@@ -98,10 +100,11 @@ bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
     if (relu) e.y[i] = std::max(e.y[i], 0.0);
   }
   const Typed<T> tx(x), tw(w), tb(b), tdy(dy), tresidual(residual);
-  Typed<T> y(e.y.size()), dx(e.dx.size()), dw(e.dw.size());
+  Typed<T> y(e.y.size()), dx(e.dx.size()), dw(e.dw.size()), db(e.db.size());
   conv2d::fwd(s, tx.data(), tw.data(), {tb.data(), add ? tresidual.data() : nullptr, relu}, y.data(), algorithm);
   conv2d::bwd_input(s, tdy.data(), tw.data(), dx.data(), algorithm);
   conv2d::bwd_weight(s, tdy.data(), tx.data(), dw.data(), algorithm);
+  conv2d::bwd_bias(s, tdy.data(), db.data());
   const bool exact = algorithm != "winograd";
   const int64_t bytes = conv2d::packed_bytes(s, algorithm);
   if (bytes > 0) {
@@ -112,7 +115,8 @@ bool check(const Conv2dShape& s, const std::string& algorithm, Random& draw) {
     conv2d::fwd_packed(s, tx.data(), tw.data(), packed.data(), bytes, epilogue, again.data(), algorithm);
     if (!same("y from packed weights", again, e.y, exact)) return false;
   }
-  return same("y", y, e.y, exact) & same("dx", dx, e.dx, exact) & same("dw", dw, e.dw, exact);
+  return same("y", y, e.y, exact) & same("dx", dx, e.dx, exact) & same("dw", dw, e.dw, exact) &
+         same("db", db, e.db, true);
 }
 
 // Whether the kernel takes the shape in all directions; if not it must say why.

@@ -34,6 +34,8 @@ struct Kernel {
 void fwd(const Conv2dShape& s, const void* x, const void* w, const Epilogue& e, void* y, const std::string& algorithm);
 void bwd_input(const Conv2dShape& s, const void* dy, const void* w, void* dx, const std::string& algorithm);
 void bwd_weight(const Conv2dShape& s, const void* dy, const void* x, void* dw, const std::string& algorithm);
+// Of s only N, OC, OH, OW, type and layout count.
+void bwd_bias(const Conv2dShape& s, const void* dy, void* db);
 
 // What pack() writes for the kernel that runs, a header included; 0: it has no packed form, or none that pays.
 int64_t packed_bytes(const Conv2dShape& s, const std::string& algorithm);
