@@ -146,6 +146,11 @@ BENCH ?= all
 bench: build $(PEERS)
 	$(BIN)/python -m benchmarks $(BENCH)
 
+## make gpu        on a machine with a GPU: builds for it, runs the tests on it, times beside cuDNN, and the README's table
+.PHONY: gpu
+gpu: env
+	@$(BIN)/python benchmarks/gpu.py
+
 REGRESSION := -p no:xdist -p no:cacheprovider --benchmark-autosave --benchmark-columns=min,median,iqr,rounds
 # After the first run: compare with the last one.
 COMPARE = $(if $(wildcard .benchmarks/*/*.json),--benchmark-compare --benchmark-compare-fail=median:25%)

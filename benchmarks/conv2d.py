@@ -71,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(PASSES)} (all; fwd with peers), {AUTOGRAD}",
     )
     a("--cold", action="store_true", help="operands that lie in no cache")
-    a("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: cuDNN and its switches")
+    a(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda: beside cuDNN and its switches",
+    )
     run.add_arguments(parser, seconds=0.2)
     parser.set_defaults(run=main)
 
@@ -92,6 +97,7 @@ def tasks(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, 
                     "layout": layout,
                     "pass": direction,
                     "cold": args.cold,
+                    "device": args.device,
                 }
                 yield (
                     {"kind": "layer", **shared},
@@ -110,10 +116,11 @@ def main(args: argparse.Namespace) -> int:
         return 2
     players = ["pyconv", "torch", *([PACKED, *run.present(args.peers)] if args.peers else [])]
     if args.device == "cuda":
-        if why := cudnn.missing():
-            sys.stdout.write(why + "\n")
-            return 0
-        players = list(cudnn.VARIANTS)
+        if why := cudnn.missing() or ("" if AUTOGRAD not in passes(args) else "no pass autograd"):
+            sys.stderr.write(f"conv2d: --device cuda: {why}\n")
+            return 2
+        float32 = args.dtype == "float32"  # TF32 stands in for no other type
+        players = ["pyconv", *(v for v in cudnn.VARIANTS if float32 or "tf32" not in v)]
     elif args.dtype in ("bfloat16", "float16"):
         players.append(FLOAT32)
     return run.run(args, file_name(args), players, tasks(args))

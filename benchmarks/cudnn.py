@@ -1,4 +1,4 @@
-"""torch on a GPU, with cuDNN's two switches: search for the fastest algorithm, and TF32 for float32."""
+"""A GPU: our kernels, and torch's with cuDNN's two switches, search for the fastest algorithm and TF32 for float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyconv import _native
 from pyconv._conv_string import Conv2dCase
+from pyconv._explain import our_call, torch_call
 
 # name: (torch.backends.cudnn.benchmark, allow_tf32)
 VARIANTS = {
@@ -21,22 +23,25 @@ LARGEST_TF32_ERROR = 2e-3  # operands rounded to 10 bits
 
 
 def missing() -> str:
-    """Why there is no GPU to time, or ""."""
-    if torch.cuda.is_available():
-        return ""
-    return f"cuDNN is left out: torch {torch.__version__} sees no CUDA device"
+    """Why nothing can be timed on a GPU, or ""."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    return _native.cuda_reason
 
 
 def layer(
-    variant: str,
-    torch_call: Callable[..., Callable[[], Tensor]],
+    player: str,
     case: Conv2dCase,
     tensors: tuple[Tensor, Tensor, Tensor],
     direction: str,
+    channels_last: bool,
 ) -> Callable[[], Tensor]:
-    """One direction of a convolution on the GPU under the variant's switches."""
-    benchmark, tf32 = VARIANTS[variant]
-    call = torch_call(case, *(t.cuda() for t in tensors), direction)
+    """One direction of a convolution on the GPU: pyconv's, or torch's under the variant's switches."""
+    x, w, dy = (t.cuda() for t in tensors)
+    if player == "pyconv":
+        return our_call(case, x, w, dy, direction, channels_last)
+    benchmark, tf32 = VARIANTS[player]
+    call = torch_call(case, x, w, dy, direction)
 
     def switched() -> Tensor:
         with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=tf32):

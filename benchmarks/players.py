@@ -3,6 +3,7 @@
 A task is a dict that JSON can carry:
 
     {"kind": "layer", "case": a conv string, "dtype", "layout": "NCHW" or "NHWC", "cold": bool,
+     "device": "cpu" or "cuda",
      "pass": "fwd", "bwd_input", "bwd_weight", or "autograd": forward and both gradients as a user asks for them}
     {"kind": "memory_bound", "case": a name of memory_bound.CASES, "dtype", "layout", "pass"}
     {"kind": "step", "network", "mode": "train" or "infer", "layout", "batch": an int or None}
@@ -50,32 +51,33 @@ def _layer(player: str, task: Task) -> Subject:
     case = conv2d(task["case"])
     dtype = torch.float32 if player == FLOAT32 else getattr(torch, task["dtype"])
     last, direction = task["layout"] == "NHWC", task["pass"]
+    gpu = task.get("device") == "cuda"
 
     def make() -> Callable[[], Result]:
         torch.manual_seed(1)
+        if gpu:
+            return cudnn.layer(player, case, operands(case, dtype, last), direction, last)
         if direction == "autograd":
             return _autograd(player, case, *operands(case, dtype, last))
         if player in ("pyconv", FLOAT32, "torch"):
             return candidate_call(
                 case, dtype, last, direction, "torch" if player == "torch" else ""
             )
-        x, w, dy = operands(case, dtype, last)
+        x, w, _ = operands(case, dtype, last)
         if player == PACKED:
             return _packed(case, x, w)
-        if player in cudnn.VARIANTS:
-            return cudnn.layer(player, torch_call, case, (x, w, dy), direction)
         return peers.inference(player, _module(case, w), x)
 
     first = make()
     found = errors(_vector(first()), _vector(_judge(case, dtype, last, direction)))
     about: dict[str, Any] = {}
-    if player == "pyconv":
+    if player == "pyconv" and not gpu:
         about = _about(case, dtype, last, direction)
     call: Callable[[], object] = first
     if task.get("cold"):
         call = rotating(make, explain_case(case, dtype, last).bytes)
     subject = Subject(call, *found, LARGEST_ERROR[dtype], about)
-    if player in cudnn.VARIANTS:
+    if gpu:
         subject.timer = cudnn.seconds
         if "tf32" in player:
             subject.allowed = cudnn.LARGEST_TF32_ERROR

@@ -205,6 +205,34 @@ def memory(run: Record) -> str:
     return table(["MB", "chosen", "result", *names], lines)
 
 
+def gpu(runs: Sequence[Record]) -> str:
+    """Our kernels beside cuDNN's, under each of its switches."""
+    lines = []
+    for run in runs:
+        for over in summary.others(run["rows"]):
+            cells = [run["arguments"]["dtype"], over]
+            for layout in LAYOUTS:
+                rows = [r for r in run["rows"] if r["layout"] == layout]
+                c = summary.compare(rows, over)
+                cells += (
+                    [f"{c.mean:.2f}", f"{c.losses} of {c.rows}", f"{c.least:.2f}"]
+                    if c
+                    else ["-"] * 3
+                )
+            lines.append(cells)
+    heads = [
+        f"{layout} {what}"
+        for layout in ("NCHW", "channels_last")
+        for what in ("mean", "slower in", "worst")
+    ]
+    on = runs[0]["conditions"]
+    said = f"{', '.join(on['gpus'])}, torch {on['torch']}, {on['date'][:10]}, commit {on['commit']}"
+    return (
+        f"cuDNN's time over ours on a GPU, above 1 is faster, all three directions ({said}):\n\n"
+        + table(["dtype", "over", *heads], lines)
+    )
+
+
 def _default(run: Record) -> list[Row]:
     """The rows under the first malloc of the run."""
     return [r for r in run["rows"] if r["malloc"] == run["rows"][0]["malloc"]]
@@ -226,6 +254,9 @@ def readme(runs: Sequence[Record]) -> dict[str, str]:
             f"{roof(main)} {said_of(main['conditions'])}",
         ]
         found["conv2d"] = "\n\n".join(text)
+    on_gpu = [r for r in runs if r["arguments"].get("device") == "cuda"]
+    if on_gpu:
+        found["gpu"] = gpu(on_gpu)
     of_steps = [r for r in runs if r["benchmark"] == "steps"]
     if of_steps:
         found["steps"] = f"{steps(of_steps[0])}\n\n{said_of(of_steps[0]['conditions'])}"

@@ -305,6 +305,19 @@ def candidate_call(
     x, w, dy = operands(case, dtype, channels_last)
     if kernel == "torch":
         return torch_call(case, x, w, dy, direction)
+    return our_call(case, x, w, dy, direction, channels_last, kernel)
+
+
+def our_call(
+    case: Conv2dCase,
+    x: Tensor,
+    w: Tensor,
+    dy: Tensor,
+    direction: str,
+    channels_last: bool,
+    kernel: str = "",
+) -> Callable[[], Tensor]:
+    """One direction of a convolution of these operands by one kernel, "" for the list's choice."""
     if direction == "fwd":
         return lambda: _conv2d.fwd(x, w, None, *case.geometry, kernel)
     rest = (*case.geometry, channels_last, kernel)

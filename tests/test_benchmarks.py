@@ -81,6 +81,7 @@ def record(benchmark, rows, **arguments):
         "copy_bytes_per_second": 1e10,
         "cores_share_a_cache": True,
         "core_to_core_ns": 70.0,
+        "gpus": [],
     }
     return {"benchmark": benchmark, "arguments": arguments, "conditions": machine, "rows": rows}
 
