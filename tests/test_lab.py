@@ -1,7 +1,6 @@
 """pyconv.lab: kernels of one's own, what it says of them, and the exercises of docs/lab.md."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from pyconv import _native, lab
 from pyconv.lab import __main__ as page
 from pyconv.lab.exercises import EXERCISES, FOLDER
+from tests.sass import tool
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
 ROOT = Path(__file__).parents[1]
@@ -57,10 +57,10 @@ def test_each_exercise_teaches_what_it_says():
     assert excess(padded, "shared", "read") == 1
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+@pytest.mark.skipif(tool("nvcc") is None, reason="there is no nvcc")
 def test_the_exercises_are_cuda(tmp_path):
     files = [str(FOLDER / exercise.file) for exercise in EXERCISES]
-    command = ["nvcc", "-arch=compute_80", "-ptx", *files]
+    command = [tool("nvcc"), "-arch=compute_80", "-ptx", *files]
     subprocess.run(command, check=True, cwd=tmp_path)
 
 

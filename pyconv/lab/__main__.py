@@ -7,7 +7,7 @@ import subprocess
 from pyconv._emulator import build
 from pyconv.lab.exercises import EXERCISES
 
-INTRODUCTION = """# The lab: CUDA kernels of your own, without a GPU
+INTRODUCTION = '''# The lab: CUDA kernels of your own, without a GPU
 
 A .cu file holds a kernel in plain CUDA. `pyconv.lab` compiles it in a second for the emulator of `docs/cuda.md`, runs
 it on CPU tensors, compares what it wrote with what you expect, and says what it did to memory:
@@ -17,12 +17,12 @@ import torch
 from pathlib import Path
 from pyconv import lab
 
-Path("doubled.cu").write_text('''
+Path("doubled.cu").write_text("""
 __global__ void doubled(const float* x, float* y, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) y[i] = 2 * x[i];
 }
-''')
+""")
 x, y = torch.randn(100), torch.empty(100)
 print(lab.kernel("doubled.cu").check(x, y, 100, grid=4, block=32, expected=2 * x))
 ```
@@ -33,7 +33,7 @@ memory, or passes over the banks of shared memory; `least` is what the same byte
 It is no clock: it shows what a kernel asks for, not how long a GPU takes to give it.
 
 This page is what `python -m pyconv.lab` prints; a test sees to it. Then change a file, and see.
-"""
+'''
 
 
 def compiler() -> str:
