@@ -200,6 +200,53 @@ MUTANTS = [Mutant(*row) for row in (
 # fmt: on
 
 
+@dataclass(frozen=True)
+class PtxMutant:
+    """A mistake in what g++ never sees, seen in the kernels of the file `through`."""
+
+    file: str
+    through: str
+    ptx: str
+    what: str
+    old: str
+    new: str
+
+    def __str__(self):
+        return f"{Path(self.file).stem}: {self.what}".replace(" ", "_")
+
+
+# fmt: off
+PTX_MUTANTS = [PtxMutant("vocabulary.h", *row) for row in (
+    (CORES, "wrong", "operands of mma exchanged",
+     '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', '"r"(a[1]), "r"(a[0]), "r"(a[2]), "r"(a[3])'),
+    (CORES, "wrong", "mma of the other type",
+     'PYCONV_MMA("bf16");', 'PYCONV_MMA("f16");'),
+    (CORES, "stopped", "cp.async copies what is not wanted",
+     '"r"(wanted ? 16 : 0)', '"r"(wanted ? 0 : 16)'),
+    (GEMM, "stopped", "cp.async copies what does not exist",
+     '"r"(wanted ? bytes : 0)', '"r"(bytes)'),
+    (CORES, "wrong", "ldmatrix does not transpose",
+     "m8n8.x4.trans.shared", "m8n8.x4.shared"),
+    (CORES, "wrong", "bf16 is read one bit off",
+     "uint32_t(p->bits) << 16", "uint32_t(p->bits) << 15"),
+    (CORES, "wrong", "bf16 is rounded to f16",
+     "cvt.rn.bf16.f32", "cvt.rn.f16.f32"),
+    (GEMM, "stopped", "a launch without its shared memory",
+     "kernel<<<grid, block, shared_bytes,", "kernel<<<grid, block, 0,"),
+    (GEMM, "wrong", "grid and block exchanged",
+     "kernel<<<grid, block,", "kernel<<<block, grid,"),
+)]
+# fmt: on
+
+
+def changed(text, mutant):
+    """`text` with the mutant's place as it says."""
+    assert text.count(mutant.old) == 1, (
+        f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
+    )
+    return text.replace(mutant.old, mutant.new)
+
+
 def plant(text, number, mutant):
     """`text` with the mutant's place asking pyconv_planted which of its two versions to be."""
     before, marked, rest = mutant.old.partition("«")
@@ -240,8 +287,9 @@ def planted_sources(folder):
 
 def table():
     """MUTANTS as docs/cuda.md shows them."""
-    rows = ["| file | planted | emu | chk |", "|---|---|---|---|"]
-    rows += [f"| `{m.file}` | {m.what} | {m.emu} | {m.chk} |" for m in MUTANTS]
+    rows = ["| file | planted | emu | chk | ptx |", "|---|---|---|---|---|"]
+    rows += [f"| `{m.file}` | {m.what} | {m.emu} | {m.chk} | |" for m in MUTANTS]
+    rows += [f"| `{m.file}` | {m.what} | | | {m.ptx} |" for m in PTX_MUTANTS]
     return "\n".join(rows) + "\n"
 
 

@@ -83,7 +83,8 @@ REFUSED = {
 )
 def test_every_sample(op, algorithm):
     shapes, why = REFUSED.get(op, (set(), ""))
-    samples = list(INFO[op].sample_inputs("cpu", torch.float32, requires_grad=True))
+    device = "cuda" if algorithm.backend == "cuda" else "cpu"
+    samples = list(INFO[op].sample_inputs(device, torch.float32, requires_grad=True))
     assert samples
     for sample in samples:
         if algorithm in NEEDS:

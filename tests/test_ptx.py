@@ -1,0 +1,164 @@
+"""What nvcc made of the kernels, run: its host code, through tests/cudart.cpp, and its PTX, through tests/ptx.py.
+
+The emulator compiles the kernels' C++ with g++ and never sees the inline PTX, the layout of parameters,
+the launch configuration or the opt-in to more shared memory. Here they are all there is.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pyconv
+from pyconv import _native
+from pyconv._emulator import build
+from tests import mutants, ptx, ptx_instructions, test_mutants
+from tests.mutants import CONV, CORES, GEMM, NORM, POOL, PTX_MUTANTS, SUMS
+from tests.sass import tool
+
+pytestmark = [
+    pytest.mark.skipif(_native.lib is None, reason=_native.reason),
+    pytest.mark.skipif(tool("nvcc") is None, reason="there is no nvcc"),
+]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "-gencode=arch=compute_80,code=compute_80",
+]
+FLAGS += ["--no-compress", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+ADDRESSES = ctypes.POINTER(ctypes.c_void_p)
+SIZE = ctypes.POINTER(ctypes.c_uint * 3)
+LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, SIZE, SIZE, ctypes.c_size_t, ADDRESSES)
+OPERAND = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+
+
+def compiled(source, root, target):
+    """`target`, nvcc's object of a .cu file that includes from `root`, whole or not at all."""
+    part = target.with_suffix(".part")
+    subprocess.run([tool("nvcc"), *FLAGS, f"-I{root}", "-c", source, "-o", part], check=True)
+    return part.rename(target)
+
+
+def objects():
+    """The object of every .cu file, by its place in csrc/cuda; kept in the emulator's cache."""
+    root = build.sources()
+    digest = hashlib.sha256(
+        repr((FLAGS, subprocess.check_output([tool("nvcc"), "--version"]))).encode()
+    )
+    for path in sorted(p for room in ("common", "cuda") for p in (root / room).rglob("*.*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    folder = build.cache_folder() / f"ptx-{digest.hexdigest()[:24]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [str(p.relative_to(root / "cuda")) for p in sorted((root / "cuda").rglob("*.cu"))]
+    found = {name: folder / f"{name.replace('/', '-')}.o" for name in names}
+    with open(folder / "lock", "w") as lock, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [name for name in names if not found[name].exists()]
+        list(pool.map(lambda n: compiled(root / "cuda" / n, root, found[n]), missing))
+    return found
+
+
+@cache
+def parsed(path):
+    """Every kernel of an object, which has its PTX as text."""
+    texts = re.findall(rb"\.version .*?\0", path.read_bytes(), re.S)
+    return {k: v for t in texts for k, v in ptx.parse(t.decode().rstrip("\0")).items()}
+
+
+class Machine:
+    """nvcc's objects, some of them others, linked with a runtime that calls back to run their PTX."""
+
+    def __init__(self, folder, others=None):
+        used = {**objects(), **(others or {})}
+        self.path = folder / "ptx.so"
+        link = [build.compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic,-z,defs"]
+        link += [Path(__file__).with_name("cudart.cpp"), *used.values(), "-o", self.path]
+        subprocess.run(link, check=True)
+        self.kernels = {k: v for path in used.values() for k, v in parsed(path).items()}
+        self.memory, self.failure = ptx.Memory(), ""
+        self.callbacks = LAUNCH(self.launch), OPERAND(self.operand)
+        ctypes.CDLL(str(self.path)).pyconv_ptx_connect(*self.callbacks)
+
+    def operand(self, name, data, size, writable):
+        if name is None:
+            self.memory.operands.clear()
+        elif size:
+            view = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(data))
+            self.memory.operands.append((name.decode(), data, view, bool(writable)))
+
+    def launch(self, name, grid, block, shared_bytes, arguments):
+        try:
+            kernel = self.kernels[name.decode()]
+            places = list(kernel.parameters.values())
+            held = bytearray(max(offset + size for offset, size in places))
+            for i, (offset, size) in enumerate(places):
+                held[offset : offset + size] = ctypes.string_at(arguments[i], size)
+            sizes = tuple(grid.contents), tuple(block.contents)
+            ptx.launch(
+                kernel, *sizes, shared_bytes, bytes(held), self.memory, ptx_instructions.step
+            )
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            return 719
+        return 0
+
+    def run(self, call):
+        """call() with the operators on this machine."""
+        self.failure = ""
+        _native.emulate_cuda(str(self.path))
+        try:
+            return call()
+        except RuntimeError as error:
+            raise ptx.PtxError(f"{error}: {self.failure}") from error
+        finally:
+            _native.emulate_cuda("")
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    return Machine(tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.mark.parametrize("file", [GEMM, CORES, CONV, POOL, NORM, SUMS])
+def test_every_kernel_computes_what_it_should(machine, file):
+    for call, right in test_mutants.work(file):
+        mine = machine.run(call)
+        assert all(map(test_mutants.is_right, mine, right))
+        if file == GEMM:  # g++ and nvcc agree on every product, and on the order of every sum
+            with pyconv.cuda_emulator():
+                emulated = call()
+            assert all(
+                torch.equal(*(t.nan_to_num(7) for t in pair)) for pair in zip(mine, emulated)
+            )
+
+
+@pytest.mark.parametrize("mutant", PTX_MUTANTS, ids=str)
+def test_a_mutant_that_only_nvcc_sees_is_noticed(mutant, tmp_path):
+    source = mutant.through
+    root = tmp_path / "csrc"
+    shutil.copytree(build.sources(), root)
+    place = root / "cuda" / mutant.file
+    place.write_text(mutants.changed(place.read_text(), mutant))
+    machine = Machine(
+        tmp_path, {source: compiled(root / "cuda" / source, root, tmp_path / "other.o")}
+    )
+    noticed = "lives"
+    for call, right in test_mutants.work(source):
+        try:
+            if not all(map(test_mutants.is_right, machine.run(call), right)):
+                noticed = "wrong"
+        except ptx.PtxError:
+            noticed = "stopped"
+        if noticed != "lives":
+            break
+    assert noticed == mutant.ptx
