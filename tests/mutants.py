@@ -220,7 +220,7 @@ PTX_MUTANTS = [PtxMutant("vocabulary.h", *row) for row in (
     (CORES, "wrong", "operands of mma exchanged",
      '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])', '"r"(a[1]), "r"(a[0]), "r"(a[2]), "r"(a[3])'),
     (CORES, "wrong", "mma of the other type",
-     'PYCONV_MMA("bf16");', 'PYCONV_MMA("f16");'),
+     'PYCONV_MMA("m16n8k16", "bf16");', 'PYCONV_MMA("m16n8k16", "f16");'),
     (CORES, "stopped", "cp.async copies what is not wanted",
      '"r"(wanted ? 16 : 0)', '"r"(wanted ? 0 : 16)'),
     (GEMM, "stopped", "cp.async copies what does not exist",

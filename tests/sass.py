@@ -40,7 +40,7 @@ class Kernel:
         """The instructions from the target of each backward branch to the branch."""
         for i, (address, opcode, operands) in enumerate(self.code):
             target = re.search(r"0x([0-9a-f]+)", operands)
-            if opcode == "BRA" and target and int(target[1], 16) < address:
+            if opcode.startswith("BRA") and target and int(target[1], 16) < address:
                 start = int(target[1], 16)
                 yield [c for c in self.code[: i + 1] if c[0] >= start]
 

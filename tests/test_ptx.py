@@ -22,7 +22,7 @@ import pyconv
 from pyconv import _native
 from pyconv._emulator import build
 from tests import mutants, ptx, ptx_instructions, test_mutants
-from tests.mutants import CONV, CORES, GEMM, NORM, POOL, PTX_MUTANTS, SUMS
+from tests.mutants import CHUNKS, CONV, DEPTHWISE, DIRECT, GEMM, NORM, POOL, PTX_MUTANTS, SUMS
 from tests.sass import tool
 
 pytestmark = [
@@ -126,10 +126,12 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    return Machine(tmp_path_factory.mktemp("ptx"))
+    pyconv.backends.cuda.allow_tf32 = True
+    yield Machine(tmp_path_factory.mktemp("ptx"))
+    pyconv.backends.cuda.allow_tf32 = False
 
 
-@pytest.mark.parametrize("file", [GEMM, CORES, CONV, POOL, NORM, SUMS])
+@pytest.mark.parametrize("file", [GEMM, CHUNKS, DIRECT, DEPTHWISE, CONV, POOL, NORM, SUMS])
 def test_every_kernel_computes_what_it_should(machine, file):
     for call, right in test_mutants.work(file):
         mine = machine.run(call)
