@@ -77,7 +77,8 @@ PYCONV_INLINE void add_terms(const Left<A>& left, const Right<A>& right, vec<A> 
   const A* b = right.b;
   for (int64_t r = 0; r < left.n; r++) {
     const A* a = left.a + left.runs[r].from;
-    for (int64_t k = left.runs[r].count; k > 0; k--, a += term, b += b_term) {
+    const A* end = b + left.runs[r].count * b_term;
+    for (; b != end; a += term, b += b_term) {
       vec<A> bk[NV];
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) __builtin_prefetch(b + ahead * b_term + v * L);
@@ -105,11 +106,19 @@ PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, c
     }
   }
   add_terms<A>(left, right, sum);
-  if (!to.tile && to.lanes >= NV * L && !to.finish.residual) {
+  if (!to.tile && !to.finish.residual) {
     const vec<A> floor = splat(to.finish.floor);
-    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) {
-        store_narrow(to.y + i * to.row + v * L, sum[i][v] < floor ? floor : sum[i][v]);
+    const int64_t row = to.row, last = to.lanes - (NV - 1) * L;
+    T* y = to.y;
+    if (last >= L) {
+      _Pragma("GCC unroll 16") for (int i = 0; i < R; i++, y += row) {
+        _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)
+            store_narrow(y + v * L, sum[i][v] < floor ? floor : sum[i][v]);
+      }
+    } else {
+      _Pragma("GCC unroll 16") for (int i = 0; i < R; i++, y += row) {
+        if constexpr (NV == 2) store_narrow(y, sum[i][0] < floor ? floor : sum[i][0]);
+        store_narrow_first(y + (NV - 1) * L, sum[i][NV - 1] < floor ? floor : sum[i][NV - 1], last);
       }
     }
     return;
@@ -257,7 +266,7 @@ template <class T, class P = panel_t<T>>
 Right<P> lanes_of(const T* at, const int64_t* row, int64_t terms, const Run* runs, int64_t n, P* panel) {
   constexpr int64_t L = Vec<acc_t<T>>::size, BN = 2 * L;
   if constexpr (std::is_same<T, P>::value && !in_pairs<P>) {
-    const int64_t apart = terms > 1 ? row[1] - row[0] : 0;
+    const int64_t apart = terms > 1 ? row[1] - row[0] : BN;  // never 0
     if (n == 1 && runs[0].count % L == 0 && apart * int64_t(sizeof(T)) % 4096 != 0 && evenly_apart(row, terms)) {
       return {at + row[0] + runs[0].from, apart};
     }
