@@ -59,6 +59,7 @@ struct Im2col {
   Index4 S;
   int64_t images, rows, slabs_per_image;
   int64_t piece_rows, piece_columns, phase;  // of a copy; NCHW keeps columns that a stride skips between apart
+  int64_t line_step;                         // from a row of a copy to the next: a single tap reads a row an output
   uint64_t rows_read, columns_read;
   bool in_place;
   Index4 P;
@@ -76,10 +77,11 @@ struct Im2col {
       return a.lowest() >= 0 && a.lowest() + a.reach() + (a.out - 1) * a.step < a.source;
     };
     in_place = inside(h) && inside(w) && (w.step == 1 || !nchw);
-    piece_rows = (rows - 1) * h.step + h.reach() + 1;
+    line_step = h.taps == 1 && !in_place ? h.step : 1;
+    piece_rows = (rows - 1) * (h.step / line_step) + h.reach() + 1;
     const int64_t across = (w.out - 1) * w.step + w.reach() + 1;
     phase = nchw ? divide_up(across, w.step) : 0;
-    piece_columns = nchw ? phase * w.step : across;
+    piece_columns = !nchw ? across : w.taps == 1 ? phase : phase * w.step;
     rows_read = remainders_read(h);
     columns_read = remainders_read(w);
     P = in_place ? S : index_of(layout, C, piece_rows, piece_columns);
@@ -113,7 +115,7 @@ struct Im2col {
     const int64_t right = layout == Layout::nhwc ? w.step * P.w : 1;
     for (int64_t n = 0; n < slab.images; n++) {
       for (int64_t oh = 0; oh < slab.rows; oh++) {
-        for (int64_t ow = 0; ow < w.out; ow++) *pixel++ = P(n, 0, oh * h.step, 0) + ow * right;
+        for (int64_t ow = 0; ow < w.out; ow++) *pixel++ = P(n, 0, oh * (h.step / line_step), 0) + ow * right;
       }
     }
   }
@@ -122,7 +124,7 @@ struct Im2col {
   // wanted. `piece` has room for piece_size().
   const T* take(const Slab& slab, int64_t channel, int64_t c0, int64_t c1, T* piece) const {
     if (in_place) return source + S(slab.n, channel, slab.oh * h.step + h.lowest(), w.lowest());
-    const int64_t first = slab.oh * h.step + h.lowest(), count = (slab.rows - 1) * h.step + h.reach() + 1;
+    const int64_t first = slab.oh * h.step + h.lowest(), count = (slab.rows - 1) * (h.step / line_step) + h.reach() + 1;
     for (int64_t n = 0; n < slab.images; n++) {
       const T* image = source + S(slab.n + n, channel, 0, 0);
       if (layout == Layout::nhwc) {
@@ -152,8 +154,8 @@ struct Im2col {
       const int64_t begin = at_most(left < 0 ? divide_up(-left, w.step) : 0, phase);
       const int64_t end = at_least(at_most(left < w.source ? divide_up(w.source - left, w.step) : 0, phase), begin);
       for (int64_t i = 0; i < count; i++) {
-        if (!(rows_read >> i % h.step % 64 & 1)) continue;
-        const T* from = line(image, first + i);
+        if (!(rows_read >> i * line_step % h.step % 64 & 1)) continue;
+        const T* from = line(image, first + i * line_step);
         T* out = to + i * P.h + r * phase;
         if (!from || begin == end) {
           fill_zero(out, phase);
@@ -171,8 +173,8 @@ struct Im2col {
     const int64_t begin = at_most(at_least(-w.lowest(), 0), piece_columns);
     const int64_t end = at_least(at_most(w.source - w.lowest(), piece_columns), begin);
     for (int64_t i = 0; i < count; i++, to += P.h) {
-      if (!(rows_read >> i % h.step % 64 & 1)) continue;
-      const T* from = line(image, first + i);
+      if (!(rows_read >> i * line_step % h.step % 64 & 1)) continue;
+      const T* from = line(image, first + i * line_step);
       if (!from) {
         fill_zero(to, piece_columns * C);
         continue;
