@@ -46,10 +46,10 @@ std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
            pair(s.DH, s.DW, ", ") + ")";
   }
   if (ask == Ask::able) return "";
-  // In pairs implicit_gemm takes 0.74 to 0.92 of the time for 1x7, 0.88 for DeepLab's weight gradient, 0.62 to 0.94 for the
-  // stems of ResNet and AlexNet but for their input gradient; and 1.0 to 2.2 times as much elsewhere.
-  const bool stem = s.SH * s.SW > 1 && pass != Pass::bwd_input, apart = s.DH * s.DW > 1 && pass == Pass::bwd_weight;
-  if (in_pairs(s) && (s.KH == 1 || s.KW == 1 || stem || apart)) {
+  // In pairs implicit_gemm takes 0.61 to 0.92 of the time for 1x7, 0.62 to 0.94 for the stems of ResNet and AlexNet but for
+  // their input gradient; and 1.0 to 2.2 times as much elsewhere.
+  const bool stem = s.SH * s.SW > 1 && pass != Pass::bwd_input;
+  if (in_pairs(s) && (s.KH == 1 || s.KW == 1 || stem)) {
     return "saves less than implicit_gemm does by multiplying bfloat16 in pairs";
   }
   if (s.SH * s.SW > 1) return winograd_strided_why_not(s);
@@ -58,13 +58,11 @@ std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // 5x5, 28x28, N = 8, NCHW: 8 -> 8 channels 0.67 / 0.66 / 1.42, 8 -> 16 1.24 / 1.24 / 1.97, 32 -> 32 3.5 / 3.5 / 4.3; 7x7:
   // 8 -> 16 0.79 / 0.78 / 1.11, 8 -> 32 0.84 / 0.74 / 0.82, 16 -> 16 1.53 / 1.53 / 2.15. channels_last likewise.
   // Along one axis, 17x17, N = 8: NCHW 1x3 16 channels 0.86 / 0.88 / 1.25, 32 channels 1.17 to 1.6; 7x1 192 channels 1.35 /
-  // 1.42 / 0.93. channels_last 1x3 64 channels 0.74 / 0.71 / 0.71, 128 1.15 / 1.08 / 0.91, 192 1.19 / 1.24 / 0.96; 1x5 32
-  // 1.17 / 1.17 / 1.11; 1x7 32 1.00 / 0.99 / 0.83, 64 1.22 / 1.21 / 1.01; 7x1 64 1.03 / 1.09 / 0.88, 192 1.26 / 1.26 / 0.98.
+  // 1.42 / 0.93. channels_last 1x3 64 channels 0.74 / 0.71 / 0.84, 128 1.15 / 1.08 / 1.26, 384 at 8x8 1.5 as weight
+  // gradient; 1x5 32 1.17 / 1.17 / 1.11; 1x7 32 1.00 / 0.99 / 1.07, 64 1.22 / 1.21 / 1.46; 7x1 64 1.03 / 1.09 / 1.0, 192
+  // 1.26 / 1.26 / 1.12.
   const int64_t C = s.ic_per_group(), M = s.oc_per_group(), longer = at_least(s.KH, s.KW);
   const bool one_axis = at_most(s.KH, s.KW) == 1, nhwc = s.layout == Layout::nhwc;
-  if (one_axis && nhwc && longer != 5 && pass == Pass::bwd_weight) {
-    return "is no faster than implicit_gemm as weight gradient along one axis in channels_last";
-  }
   const int64_t least = !one_axis ? (longer == 7 ? 16 : 8) : !nhwc || longer == 5 ? 32 : longer == 3 ? 128 : 64;
   if (C < least || M < least || (longer == 5 && C * M < 128)) {
     return "pays for " + pair(s.KH, s.KW, "x") + " from " + std::to_string(least) +
