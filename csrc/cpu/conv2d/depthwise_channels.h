@@ -2,8 +2,8 @@
 // Computes  y[o,c] = b[c] + sum_t w[t,c] * x[at(o) + off[t],c]          o: an output pixel, t: a tap
 //           bwd_input   the same from dy, once per phase of the stride, with the taps that the phase meets
 //           bwd_weight  dw[t,c] = sum_o dy[o,c] * x[at(o) + off[t],c]
-// Shapes    channels_last images as they lie in memory if they are of the type summed in and hold a vector of channels,
-//           else a widened copy of a band; NCHW planes transposed, L at a time, and the output back; w (vector, T, L).
+// Shapes    channels_last images as they lie in memory, or a widened copy of a band if a vector is wider than they are; NCHW
+//           planes transposed, L at a time, and the output back; w (vector, T, L).
 //           The last vector of channels starts early: it overlaps its neighbour
 // Tiling    thread: (image, band of rows, block of channels); registers: P pixels of a row. A pixel is loaded once for up
 //           to 3 taps of a row; a bit says whether it lies in the image, so that no border is stored
@@ -21,29 +21,15 @@ constexpr int64_t serial_flops = 100000;
 
 #include "cpu/conv2d/depthwise_channels_image.h"
 
-// Where a tile stands: rows of x, the runs of a row, `count` pixels of the output from `to` on.
-struct Tile {
-  int64_t rows, row, runs, count, to_step;
-  const Run* run;
-
-  Tile(const Tiles& tiles, int64_t i, int64_t rows, int64_t row, int64_t to_step)
-      : rows(rows),
-        row(row),
-        runs(tiles.counts[i]),
-        count(tiles.first[i + 1] - tiles.first[i]),
-        to_step(to_step),
-        run(tiles.runs + i * tiles.size) {}
-};
-
-template <class A, int S, int K>
-PYCONV_INLINE void multiply(const Run& run, const A* x, const A* w, vec<A> (&sum)[P]) {
+template <class X, class A, int S, int K>
+PYCONV_INLINE void multiply(const Run& run, const X* x, const A* w, vec<A> (&sum)[P]) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> weight[K];
   _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) weight[k] = keep(load(w + k * L));
-  const A* at = x + run.at;
+  const X* at = x + run.at;
   _Pragma("GCC unroll 30") for (int j = 0; j < (P - 1) * S + K; j++, at += run.apart) {
     if (!(run.inside >> j & 1)) continue;
-    const vec<A> pixel = keep(load(at));
+    const vec<A> pixel = keep(load_wide(at));
     _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) {
       if (j >= k && (j - k) % S == 0 && (j - k) / S < P) sum[(j - k) / S] += pixel * weight[k];
     }
@@ -51,18 +37,18 @@ PYCONV_INLINE void multiply(const Run& run, const A* x, const A* w, vec<A> (&sum
 }
 
 // Micro-kernel: y[p] = bias + sum over the taps of a tile, for one vector of channels.
-template <class A, int S>
-PYCONV_NOINLINE void pixel_tile(const Tile& tile, const A* x, const A* w, const A* bias, A* y,
-                                const Finish<A>& finish) {
+template <class X, class A, int S>
+PYCONV_NOINLINE void pixel_tile(const Tile& tile, const X* x, const A* w, const A* bias, X* y,
+                                const Finish<X>& finish) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> sum[P];
   _Pragma("GCC unroll 14") for (int p = 0; p < P; p++) sum[p] = load(bias);
   for (int64_t r = 0; r < tile.rows; r++, x += tile.row) {
     for (const Run* run = tile.run; run < tile.run + tile.runs; w += run->taps * L, run++) {
       if (run->taps == 3) {
-        multiply<A, S, 3>(*run, x, w, sum);
+        multiply<X, A, S, 3>(*run, x, w, sum);
       } else {
-        multiply<A, 1, 1>(*run, x, w, sum);
+        multiply<X, A, 1, 1>(*run, x, w, sum);
       }
     }
   }
@@ -71,15 +57,15 @@ PYCONV_NOINLINE void pixel_tile(const Tile& tile, const A* x, const A* w, const 
   }
 }
 
-template <class A, int S, int K>
-PYCONV_INLINE void multiply_weight(const Run& run, const A* x, const vec<A> (&g)[PW], A* sums) {
+template <class X, class A, int S, int K>
+PYCONV_INLINE void multiply_weight(const Run& run, const X* x, const vec<A> (&g)[PW], A* sums) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> sum[K];
   _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) sum[k] = load(sums + k * L);
-  const A* at = x + run.at;
+  const X* at = x + run.at;
   _Pragma("GCC unroll 30") for (int j = 0; j < (PW - 1) * S + K; j++, at += run.apart) {
     if (!(run.inside >> j & 1)) continue;
-    const vec<A> pixel = keep(load(at));
+    const vec<A> pixel = keep(load_wide(at));
     _Pragma("GCC unroll 3") for (int k = 0; k < K; k++) {
       if (j >= k && (j - k) % S == 0 && (j - k) / S < PW) sum[k] += pixel * g[(j - k) / S];
     }
@@ -89,19 +75,19 @@ PYCONV_INLINE void multiply_weight(const Run& run, const A* x, const vec<A> (&g)
 
 // Micro-kernel of the weight gradient: sums[t] += dy[p] * x[at(p) + off[t]] over a tile of one vector of channels.
 // Tiles of fewer than PW pixels have runs of one tap, or a pixel that none of theirs meets would be multiplied by zero.
-template <class A, int S>
-PYCONV_NOINLINE void weight_tile(const Tile& tile, const A* x, const A* dy, A* sums) {
+template <class X, class A, int S>
+PYCONV_NOINLINE void weight_tile(const Tile& tile, const X* x, const X* dy, A* sums) {
   constexpr int64_t L = Vec<A>::size;
   vec<A> g[PW];
   _Pragma("GCC unroll 8") for (int p = 0; p < PW; p++) {
-    g[p] = p < tile.count ? load(dy + p * tile.to_step) : vec<A>{};
+    g[p] = p < tile.count ? load_wide(dy + p * tile.to_step) : vec<A>{};
   }
   for (int64_t r = 0; r < tile.rows; r++, x += tile.row) {
     for (const Run* run = tile.run; run < tile.run + tile.runs; sums += run->taps * L, run++) {
       if (run->taps == 3) {
-        multiply_weight<A, S, 3>(*run, x, g, sums);
+        multiply_weight<X, A, S, 3>(*run, x, g, sums);
       } else {
-        multiply_weight<A, 1, 1>(*run, x, g, sums);
+        multiply_weight<X, A, 1, 1>(*run, x, g, sums);
       }
     }
   }
@@ -124,39 +110,49 @@ void pack(const T* w, const Vectors<A>& vectors, int64_t KW, const Axis& ah, con
   }
 }
 
-// One tile of row o of output of one phase, vectors [v0, v0 + here). `to`: the first pixel of the row.
-// `ahead`: the next row of x is fetched meanwhile.
-template <class T, class A>
-PYCONV_NOINLINE void multiply_tile(const View<A>& x, const Vectors<A>& vectors, const Line& h, const Line& w,
+// One tile of row o of output of one phase, vectors [v0, v0 + here). `to`: the first pixel of the row; `to_row`: from it to
+// the phase's next. `ahead`: what the next row reads and writes is fetched meanwhile.
+template <class X, class T, class A>
+PYCONV_NOINLINE void multiply_tile(const View<X>& x, const Vectors<A>& vectors, const Line& h, const Line& w,
                                    const Tiles& tiles, int64_t i, int64_t o, int64_t v0, int64_t here, const A* packed,
-                                   int64_t apart, const A* bias, T* to, const Finish<T>& finish, bool ahead) {
+                                   int64_t apart, const A* bias, T* to, int64_t to_row, const Finish<T>& finish,
+                                   bool ahead) {
   constexpr int64_t L = Vec<A>::size;
-  const bool direct = !is_copied<T>(vectors);
+  const bool copied = vectors.copied;
   const int64_t to_step = w.out_step * vectors.C;
-  A sums[P * L];
-  Finish<A> in_place;  // of pixels that are written where they belong
-  if constexpr (sizeof(T) == sizeof(A)) {
-    if (direct) in_place = finish;
-  }
   int64_t first, last;
   h.inside(o, first, last);
-  const Tile tile(tiles, i, last - first, h.apart * x.row, direct ? to_step : L);
-  const A* from = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
-  for (int64_t v = v0; v < v0 + here; v++) {
-    const A *at = from + (direct ? vectors.first(v) : (v - v0) * L), *wv = packed + v * apart + first * w.taps * L;
-    T* pixels = to + tiles.first[i] * to_step + vectors.first(v);
-    if (ahead) {
-      prefetch(at + tile.rows * tile.row + tiles.first[i] * w.step * x.column, h.step, x.row, tile.count * w.step,
-               x.column);
-    }
-    A* y = direct ? reinterpret_cast<A*>(pixels) : sums;
+  const Tile tile(tiles, i, last - first, h.apart * x.row, copied ? L : to_step);
+  const X* from = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
+  const auto multiply = [&](const X* at, int64_t v, X* y, const Finish<X>& end) {
+    const A* weights = packed + v * apart + first * w.taps * L;
     if (w.step == 2) {
-      pixel_tile<A, 2>(tile, at, wv, bias + v * L, y, in_place);
+      pixel_tile<X, A, 2>(tile, at, weights, bias + v * L, y, end);
     } else {
-      pixel_tile<A, 1>(tile, at, wv, bias + v * L, y, in_place);
+      pixel_tile<X, A, 1>(tile, at, weights, bias + v * L, y, end);
     }
-    for (int64_t p = 0; !direct && p < tile.count; p++) {
-      finish.store_first(pixels + p * to_step, load(sums + p * L), vectors.lanes);
+  };
+  for (int64_t v = v0; v < v0 + here; v++) {
+    T* pixels = to + tiles.first[i] * to_step + vectors.first(v);
+    if constexpr (std::is_same<X, T>::value) {
+      if (!copied) {
+        const X* at = from + vectors.first(v);
+        if (ahead) {
+          prefetch(at + tile.rows * tile.row + tiles.first[i] * w.step * x.column, h.step, x.row, tile.count * w.step,
+                   x.column);
+          for (int64_t p = 0; p < tile.count; p++) __builtin_prefetch(pixels + to_row + p * to_step, 1);
+        }
+        multiply(at, v, pixels, finish);
+      }
+    }
+    if constexpr (std::is_same<X, A>::value) {
+      if (copied) {
+        A sums[P * L];
+        multiply(from + (v - v0) * L, v, sums, Finish<A>());
+        for (int64_t p = 0; p < tile.count; p++) {
+          finish.store_first(pixels + p * to_step, load(sums + p * L), vectors.lanes);
+        }
+      }
     }
   }
 }
@@ -204,8 +200,8 @@ struct Phases {
   }
 
   // Rows [oh, oh + rows) of every phase, vectors [v0, v0 + here) of channels. `to`: pixel (0, 0) of the output.
-  template <class T>
-  void multiply(const View<A>& x, const Vectors<A>& vectors, int64_t all, int64_t oh, int64_t rows, int64_t v0,
+  template <class X, class T>
+  void multiply(const View<X>& x, const Vectors<A>& vectors, int64_t all, int64_t oh, int64_t rows, int64_t v0,
                 int64_t here, const A* weights, const A* b, T* to, const Finish<T>& finish, bool ahead) const {
     for (int64_t o = oh; o < oh + rows; o++) {
       for (int64_t p = 0; p < h.phases; p++) {
@@ -215,9 +211,9 @@ struct Phases {
           for (int64_t q = 0; q < w.phases; q++) {
             const Tiles row_tiles = tiles_of(q);
             if (i >= row_tiles.n) continue;
-            multiply_tile<T>(x, vectors, down[p], across[q], row_tiles, i, o, v0, here,
-                             weights + (p * w.phases + q) * all * apart, apart, b,
-                             to + (row + across[q].out0) * vectors.C, finish, ahead);
+            multiply_tile(x, vectors, down[p], across[q], row_tiles, i, o, v0, here,
+                          weights + (p * w.phases + q) * all * apart, apart, b, to + (row + across[q].out0) * vectors.C,
+                          down[p].out_step * w.total * vectors.C, finish, ahead);
           }
         }
       }
@@ -229,11 +225,11 @@ template <class T>
 void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights, const Finish<T>& finish, T* output) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
-  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw);
+  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw, is_copied(s));
   Phases<A> phases(height(s, gradient), width(s, gradient), vectors.count);
   const Grid &h = phases.h, &w = phases.w;
   const Reach down(h);
-  const bool copied = is_copied<T>(vectors), ahead = !copied && s.bytes() >= prefetch_bytes;
+  const bool copied = vectors.copied, ahead = s.bytes() >= prefetch_bytes;
   const Jobs jobs(s, h, down, vectors, w.source * L * sizeof(A));
   const int64_t blocks = jobs.blocks.pieces, C = s.IC, out_pixels = h.total * w.total;
   phases.fill(vectors, weights, finish.bias, copied ? jobs.held * L : C);
@@ -247,16 +243,23 @@ void run(const Conv2dShape& s, bool gradient, const T* source, const T* weights,
       const int64_t n = item / (jobs.bands * blocks), oh = item / blocks % jobs.bands * jobs.band,
                     block = item % blocks;
       const int64_t v0 = jobs.blocks.cut(block), here = jobs.blocks.cut(block + 1) - v0;
-      const View<A> x = view(source + n * h.source * w.source * C, vectors, h.source, w.source, v0, here, jobs.held,
-                             down.top(oh), down.bottom(oh, jobs.band), copy);
+      const T* image = source + n * h.source * w.source * C;
+      T* to = output + n * out_pixels * C;
+      if (!copied) {
+        phases.multiply(View<T>{image, w.source * C, C, 0}, vectors, vectors.count, oh, jobs.band, v0, here,
+                        phases.packed, phases.bias, to, finish, ahead);
+        continue;
+      }
+      const View<A> x = copy_of(image, vectors, h.source, w.source, v0, here, jobs.held, down.top(oh),
+                                down.bottom(oh, jobs.band), copy);
       if (vectors.planes) {
-        phases.multiply(x, Vectors<A>(L, false), vectors.count, oh, jobs.band, 0, 1, phases.packed + v0 * phases.apart,
-                        phases.bias + v0 * L, result, Finish<A>(), false);
+        phases.multiply(x, Vectors<A>(L, false, false), vectors.count, oh, jobs.band, 0, 1,
+                        phases.packed + v0 * phases.apart, phases.bias + v0 * L, result, Finish<A>(), false);
         scatter_planes(result, out_pixels, vectors.shared(v0), vectors.lanes, out_pixels,
-                       output + (n * C + vectors.first(v0)) * out_pixels, finish);
+                       to + vectors.first(v0) * out_pixels, finish);
       } else {
-        phases.multiply(x, vectors, vectors.count, oh, jobs.band, v0, here, phases.packed, phases.bias,
-                        output + n * out_pixels * C, finish, ahead);
+        phases.multiply(x, vectors, vectors.count, oh, jobs.band, v0, here, phases.packed, phases.bias, to, finish,
+                        false);
       }
     }
   });
@@ -273,19 +276,19 @@ void bwd_input(const Conv2dShape& s, const T* dy, const T* w, T* dx) {
 }
 
 // The sums of output rows [oh, oh + rows) of one image, vectors [v0, v0 + here).
-template <class T, class A>
-void add_weight_rows(const View<A>& x, const View<A>& dy, const Vectors<A>& vectors, const Line& h, const Line& w,
+template <class X, class A>
+void add_weight_rows(const View<X>& x, const View<X>& dy, const Vectors<A>& vectors, const Line& h, const Line& w,
                      const Tiles& tiles, int64_t oh, int64_t rows, int64_t v0, int64_t here, int64_t taps, A* sums,
                      bool ahead) {
   constexpr int64_t L = Vec<A>::size;
-  const bool copied = is_copied<T>(vectors);
+  const bool copied = vectors.copied;
   for (int64_t o = oh; o < at_most(oh + rows, h.out); o++) {
     int64_t first, last;
     h.inside(o, first, last);
-    const A* row = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
+    const X* row = x.at + (o * h.step + h.low + first * h.apart - x.top) * x.row;
     for (int64_t i = 0; i < tiles.n; i++) {
       const Tile tile(tiles, i, last - first, h.apart * x.row, dy.column);
-      const A* g = dy.at + (o - dy.top) * dy.row + tiles.first[i] * dy.column;
+      const X* g = dy.at + (o - dy.top) * dy.row + tiles.first[i] * dy.column;
       for (int64_t v = v0; v < v0 + here; v++) {
         const int64_t at = copied ? (v - v0) * L : vectors.first(v);
         A* to = sums + (v * taps + first * w.taps) * L;
@@ -295,9 +298,9 @@ void add_weight_rows(const View<A>& x, const View<A>& dy, const Vectors<A>& vect
           prefetch(g + at + dy.row, 1, 0, tile.count, dy.column);
         }
         if (w.step == 2) {
-          weight_tile<A, 2>(tile, row + at, g + at, to);
+          weight_tile<X, A, 2>(tile, row + at, g + at, to);
         } else {
-          weight_tile<A, 1>(tile, row + at, g + at, to);
+          weight_tile<X, A, 1>(tile, row + at, g + at, to);
         }
       }
     }
@@ -313,8 +316,8 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
   const Grid h = height(s, false), w = width(s, false);
   const Line lh(h.axis(0)), lw(w.axis(0));
   const Reach down(h);
-  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw);
-  const bool copied = is_copied<T>(vectors);
+  const Vectors<A> vectors(s.IC, s.layout == Layout::nchw, is_copied(s));
+  const bool copied = vectors.copied, ahead = s.bytes() >= prefetch_bytes;
   const int64_t C = s.IC, taps = s.KH * s.KW;
   const Jobs jobs(s, h, down, vectors, (s.IW + s.OW) * L * sizeof(A));
   const int64_t blocks = jobs.blocks.pieces, units = s.N * jobs.bands;
@@ -338,12 +341,16 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
       for (int64_t unit = chunk * share; unit < at_most((chunk + 1) * share, units); unit++) {
         const int64_t n = unit / jobs.bands, oh = unit % jobs.bands * jobs.band,
                       end_row = at_most(oh + jobs.band, s.OH);
-        const View<A> vx = view(x + n * s.IH * s.IW * C, vectors, s.IH, s.IW, v0, here, jobs.held, down.top(oh),
-                                down.bottom(oh, jobs.band), copy);
-        const View<A> vy =
-            view(dy + n * s.OH * s.OW * C, vectors, s.OH, s.OW, v0, here, jobs.held, oh, end_row, copy + x_size);
-        add_weight_rows<T>(vx, vy, vectors, lh, lw, tiles, oh, jobs.band, v0, here, taps, sum,
-                           !copied && s.bytes() >= prefetch_bytes);
+        const T *image = x + n * s.IH * s.IW * C, *dy_image = dy + n * s.OH * s.OW * C;
+        if (!copied) {
+          add_weight_rows(View<T>{image, s.IW * C, C, 0}, View<T>{dy_image, s.OW * C, C, 0}, vectors, lh, lw, tiles, oh,
+                          jobs.band, v0, here, taps, sum, ahead);
+          continue;
+        }
+        const View<A> vx =
+            copy_of(image, vectors, s.IH, s.IW, v0, here, jobs.held, down.top(oh), down.bottom(oh, jobs.band), copy);
+        const View<A> vy = copy_of(dy_image, vectors, s.OH, s.OW, v0, here, jobs.held, oh, end_row, copy + x_size);
+        add_weight_rows(vx, vy, vectors, lh, lw, tiles, oh, jobs.band, v0, here, taps, sum, false);
       }
     }
   });
