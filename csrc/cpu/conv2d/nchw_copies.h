@@ -4,7 +4,7 @@ constexpr int64_t serial_flops = 100000;
 
 // C planes of `pixels` to pixels of C channels: L pixels of L channels at a time, transposed.
 template <class T, class A>
-PYCONV_NOINLINE void gather_planes(const T* from, int64_t C, int64_t pixels, A* to) {
+PYCONV_NOINLINE void gather_image(const T* from, int64_t C, int64_t pixels, A* to) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t c = 0; c < C; c += L) {
     for (int64_t i = 0; i < pixels; i += L) {
@@ -23,7 +23,7 @@ PYCONV_NOINLINE void gather_planes(const T* from, int64_t C, int64_t pixels, A* 
 }
 // And back.
 template <class T, class A>
-PYCONV_NOINLINE void scatter_planes(const A* from, int64_t C, int64_t pixels, T* to, const Finish<T>& finish) {
+PYCONV_NOINLINE void scatter_image(const A* from, int64_t C, int64_t pixels, T* to, const Finish<T>& finish) {
   constexpr int64_t L = Vec<A>::size;
   for (int64_t c = 0; c < C; c += L) {
     for (int64_t i = 0; i < pixels; i += L) {
@@ -57,13 +57,13 @@ struct Copies {
   // Images of C planes to pixels of C channels.
   void gather(const T* from, int64_t images, int64_t C, int64_t pixels, A* to) const {
     parallel_for(images, divide_up(serial_flops, at_least(C * pixels, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; n++) gather_planes(from + n * C * pixels, C, pixels, to + n * C * pixels);
+      for (int64_t n = begin; n < end; n++) gather_image(from + n * C * pixels, C, pixels, to + n * C * pixels);
     });
   }
   void scatter(const A* from, int64_t images, int64_t C, int64_t pixels, T* to, const Finish<T>& finish = {}) const {
     parallel_for(images, divide_up(serial_flops, at_least(C * pixels, 1)), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; n++)
-        scatter_planes(from + n * C * pixels, C, pixels, to + n * C * pixels, finish);
+        scatter_image(from + n * C * pixels, C, pixels, to + n * C * pixels, finish);
     });
   }
   void gather_x(const T* from) const { gather(from, s.N, s.IC, s.IH * s.IW, x); }
