@@ -123,12 +123,14 @@ PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, c
     }
     return;
   }
+  const auto store_all = [&](A* tile) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(tile + i * BN + v * L, sum[i][v]);
+    }
+  };
+  if (to.tile) return store_all(to.tile);
   A own[R * BN];
-  A* tile = to.tile ? to.tile : own;
-  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store(tile + i * BN + v * L, sum[i][v]);
-  }
-  if (to.tile) return;
+  store_all(own);
   for (int64_t i = 0; i < R; i++) {
     for (int64_t v = 0; v < NV * L; v += L) {
       to.finish.store_up_to(to.y + i * to.row + v, load(own + i * BN + v), to.lanes - v);

@@ -59,8 +59,8 @@ std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // 8 -> 16 0.79 / 0.78 / 1.11, 8 -> 32 0.84 / 0.74 / 0.82, 16 -> 16 1.53 / 1.53 / 2.15. channels_last likewise.
   // Along one axis, 17x17, N = 8: NCHW 1x3 16 channels 0.86 / 0.88 / 1.25, 32 channels 1.17 to 1.6; 7x1 192 channels 1.35 /
   // 1.42 / 0.93. channels_last 1x3 64 channels 0.74 / 0.71 / 0.84, 128 1.15 / 1.08 / 1.26, 384 at 8x8 1.5 as weight
-  // gradient; 1x5 32 1.17 / 1.17 / 1.11; 1x7 32 1.00 / 0.99 / 1.07, 64 1.22 / 1.21 / 1.46; 7x1 64 1.03 / 1.09 / 1.0, 192
-  // 1.26 / 1.26 / 1.12.
+  // gradient; 1x5 32 1.17 / 1.17 / 1.11; 1x7 32 1.00 / 0.99 / 1.07, 64 1.22 / 1.21, at 35x35 1.46 as weight gradient; 7x1
+  // 64 1.03 / 1.09, 192 1.26 / 1.26 / 1.12.
   const int64_t C = s.ic_per_group(), M = s.oc_per_group(), longer = at_least(s.KH, s.KW);
   const bool one_axis = at_most(s.KH, s.KW) == 1, nhwc = s.layout == Layout::nhwc;
   const int64_t least = !one_axis ? (longer == 7 ? 16 : 8) : !nhwc || longer == 5 ? 32 : longer == 3 ? 128 : 64;
