@@ -7,6 +7,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "cpu/batch_norm/batch_norm.h"
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/isa.h"
@@ -109,6 +111,12 @@ DType dtype_named(const std::string& name) {
 
 Pass pass_named(const std::string& name) { return named("pass", name, {Pass::fwd, Pass::bwd_input, Pass::bwd_weight}); }
 
+using Axis = std::array<int64_t, 6>;  // a PoolAxis
+
+pyconv::PoolAxis axis(const Axis& a) { return {a[0], a[1], a[2], a[3], a[4], a[5]}; }
+
+Layout layout_of(bool channels_last) { return channels_last ? Layout::nhwc : Layout::nchw; }
+
 // Each kernel of an op's list with its source file and its answer to `able` and to `chosen`, for explain().
 template <class Shape>
 py::list answers(std::vector<pyconv::Answer> (*ask)(const Shape&, Pass, Ask), const Shape& s, const std::string& pass) {
@@ -167,6 +175,17 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("bytes", &pyconv::Conv2dShape::bytes);
   m.def("ask",
         [](const pyconv::Conv2dShape& s, const std::string& pass) { return answers(pyconv::conv2d::ask, s, pass); });
+  m.def("ask_pool2d", [](const std::string& family, int64_t N, int64_t C, const Axis& h, const Axis& w,
+                         const std::string& dtype, bool channels_last, const std::string& pass) {
+    const pyconv::Pool2dShape s = {N, C, axis(h), axis(w), dtype_named(dtype), layout_of(channels_last)};
+    if (family == "unpool") return answers(pyconv::pool2d::ask_unpool, s, pass);
+    return answers(family == "max" ? pyconv::pool2d::ask_max : pyconv::pool2d::ask_avg, s, pass);
+  });
+  m.def("ask_batch_norm", [](int64_t N, int64_t C, int64_t H, int64_t W, const std::string& dtype, bool channels_last,
+                             bool training, const std::string& pass) {
+    const pyconv::NormShape s = {N, C, H, W, dtype_named(dtype), layout_of(channels_last), 0, training};
+    return answers(pyconv::batch_norm::ask, s, pass);
+  });
   // The same of the kernels that run on CUDA tensors and in the emulator.
   m.def("ask_cuda", [](const pyconv::Conv2dShape& s, const std::string& pass) {
     return answers(pyconv::cuda::conv2d::ask, s, pass);

@@ -2,6 +2,7 @@
 
 print(pyconv.explain(layer, x))                       # a layer of pyconv.nn or torch.nn
 print(pyconv.explain(pyconv.ops.conv2d, x, w, padding=1, measure=True))
+print(pyconv.explain(torch.nn.MaxPool2d(3, 2, 1), x))  # and of pooling and batch norm: _explain_memory
 
 python -m pyconv explain --conv ic96ih56oc96kh7ph3g96 --batch 4 --measure
 """
@@ -85,7 +86,7 @@ def _line(source: str, name: str) -> int:
     """Where a file begins the pass called `name`: its driver, which knows the type, before what chooses the type."""
     path = Path(__file__).parents[1] / source
     lines = path.read_text().splitlines() if path.exists() else []
-    for pattern in (rf"void {name}\(.*\bT\* ", rf"void (\w+_)?{name}\("):
+    for pattern in (rf"void {name}\(.*\bT\* ", rf"(void|bool) (\w+_)?{name}\("):
         for number, text in enumerate(lines, start=1):
             if re.search(pattern, text):
                 return number
@@ -155,25 +156,30 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def explain(
-    layer_or_op: Any, *inputs: Tensor, measure: bool = False, **arguments: Any
-) -> Explanation:
-    """Explains a convolution: the kernel chosen in each direction and why, and every kernel refused.
+def explain(layer_or_op: Any, *inputs: Tensor, measure: bool = False, **arguments: Any) -> Any:
+    """Explains a layer: the kernel chosen in each direction and why, and every kernel refused.
 
     Args:
-        layer_or_op: a Conv2d layer (pyconv's or torch's), or pyconv.ops.conv2d.
-        inputs: the layer's input, or conv2d's input, weight and bias.
+        layer_or_op: a convolution, pooling or batch-norm layer (pyconv's or torch's), or such an
+            operator of pyconv.ops.
+        inputs: the layer's input, or the operator's tensors.
         measure: also time every kernel that can run, and torch, interleaved.
-        arguments: conv2d's other arguments, as for the call.
+        arguments: the operator's other arguments, as for the call.
 
     Returns:
-        an `Explanation`; `print` shows it.
+        an `Explanation`; `print` shows it. Of a convolution it has operations and bytes, of pooling
+        and batch norm the bytes that each direction must move, and the share of the bandwidth of a
+        copy that moves as many.
 
     Raises:
-        TypeError: neither a Conv2d nor conv2d.
+        TypeError: none of these.
         ShapeError: the sizes do not fit, as the call itself would say.
         RuntimeError: the compiled half is missing.
     """
+    from pyconv import _explain_memory  # which needs what stands above
+
+    if _explain_memory.operator_of(layer_or_op):
+        return _explain_memory.explain(layer_or_op, *inputs, measure=measure, **arguments)
     if isinstance(layer_or_op, torch.nn.Conv2d):
         layer = layer_or_op
         padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
@@ -192,7 +198,8 @@ def explain(
         x, w = inputs[:2]
     else:
         raise TypeError(
-            f"explain: expected a Conv2d layer or pyconv.ops.conv2d, got {layer_or_op!r}"
+            "explain: expected a Conv2d, pooling or batch-norm layer, or such an operator of"
+            f" pyconv.ops, got {layer_or_op!r}"
         )
     x = x.unsqueeze(0) if x.dim() == 3 else x
     case = _case(x, w, **arguments)

@@ -28,7 +28,9 @@ def test_float32_has_a_kernel_for_each_layout():
         match='avg_pool2d: algorithm "planes" cannot run fwd here: it computes in float32',
     ):
         ops.avg_pool2d(x.double(), 8, algorithm="planes")
-    with pytest.raises(ValueError, match=r'no algorithm "fast".*channels, transposed, rows, reference'):
+    with pytest.raises(
+        ValueError, match=r'no algorithm "fast".*channels, transposed, rows, reference'
+    ):
         ops.max_pool2d(x, 2, algorithm="fast")
 
 
