@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 MARK, END = "<!-- mutants -->\n", "<!-- end -->\n"
 GEMM, CORES, CHUNKS = "conv2d/implicit_gemm.cu", "conv2d/tensor_cores.cu", "conv2d/chunks.h"
 DIRECT, DEPTHWISE, TURN = "conv2d/direct.cu", "conv2d/depthwise.cu", "conv2d/turn.h"
+PACKS, WINDOWS = "pool2d/packs.cu", "pool2d/windows.h"
 CONV, POOL, NORM = "conv2d/reference.cu", "pool2d/reference.cu", "batch_norm/welford.cu"
 WALK, PRODUCT, SUMS, EACH = (
     "conv2d/walk.h",
@@ -168,8 +169,18 @@ MUTANTS = [Mutant(*row) for row in (
      "indices[at] == p.h * s.w.in + p.w", "indices[at] == p.h * s.w.out + p.w"),
     (POOL, "wrong", "wrong", "one divisor for all windows",
      "s.divisor(o.h, o.w)", "s.divisor(1, 1)"),
-    (POOL, "wrong", "wrong", "the last window gives no gradient",
-     "oh <= s.h.last_output(p.h)", "oh < s.h.last_output(p.h)"),
+    (WINDOWS, "wrong", "wrong", "the last window gives no gradient",
+     "oh <= bottom", "oh < bottom"),
+    (PACKS, "wrong", "wrong", "the last of equal maxima",
+     "value > best[v]", "value >= best[v]"),
+    (PACKS, "wrong", "wrong", "the index is of another plane",
+     "int64_t(p.h) * at.IW + p.w", "int64_t(p.h) * at.OW + p.w"),
+    (PACKS, "wrong", "wrong", "every second index of a pair is the first",
+     "index[v + u]", "index[v]"),
+    (PACKS, "wrong", "wrong", "the pixel's divisor, not the window's",
+     "float(s.divisor(oh, ow))", "float(s.divisor(1, 1))"),
+    (PACKS, "stopped", "stopped", "fours where channels are no multiple",
+     "inner % V == 0", "inner % 2 == 0"),
     (POOL, "undefined", "out of bounds", "one plane too many",
      "plane >= s.N * s.C", "plane > s.N * s.C"),
     (EACH, "lives", "traffic", "neighbouring threads far apart",

@@ -286,6 +286,21 @@ def test_traffic_is_as_recorded(
         assert excess <= most, f"{memory}: {excess:.3f}\n{report}"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "layout", "most"),
+    [(torch.float32, LAYOUTS[1], 1.28), (torch.bfloat16, LAYOUTS[1], 1.43), (torch.float32, LAYOUTS[0], 1.48)],
+)  # fmt: skip
+def test_traffic_of_pooling_is_as_recorded(dtype, layout, most):
+    """Above 1 in channels_last are the indices alone: 8 bytes each, two at a time."""
+    x = random(2, 16, 16, 16, dtype=dtype, layout=layout, grad=True)
+    with pyconv.cuda_emulator(check=True) as report:
+        ops.max_pool2d(x, 3, 2, 1, algorithm="packs").sum().backward()
+        ops.avg_pool2d(x, 3, 2, 1, algorithm="packs").sum().backward()
+    assert report.errors == []
+    excess = sum(t.cost for t in report.traffic) / sum(t.least for t in report.traffic)
+    assert excess <= most, f"{excess:.3f}\n{report}"
+
+
 def test_every_convolution_has_a_recorded_traffic():
     tuned = set(_native.lib.cuda_algorithms["conv2d"]) - {"reference"}
     assert {algorithm for algorithm, *_ in RECORDED} == tuned

@@ -27,11 +27,13 @@ from tests.mutants import (
     GEMM,
     MUTANTS,
     NORM,
+    PACKS,
     POOL,
     PRODUCT,
     SUMS,
     TURN,
     WALK,
+    WINDOWS,
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
@@ -73,8 +75,8 @@ def convolve(algorithm, dtype, layout, cases=CASES, draw=random):
     )
 
 
-def pool():
-    x = torch.randint(0, 4, (1, 3, 9, 11)).float()
+def pool(algorithm, channels, layout):
+    x = torch.randint(0, 4, (1, channels, 9, 11)).float().contiguous(memory_format=layout)
     x[0, 1, 4, 4] = torch.nan
     x.requires_grad_()
     y, indices = F.max_pool2d(x, 3, 2, return_indices=True)
@@ -83,8 +85,8 @@ def pool():
     back = F.max_unpool2d(dy, indices, 3, 2)
 
     def run():
-        y, i = ops.max_pool2d(x, 3, 2, return_indices=True, algorithm="reference")
-        a = ops.avg_pool2d(x, 3, 2, 1, count_include_pad=False, algorithm="reference")
+        y, i = ops.max_pool2d(x, 3, 2, return_indices=True, algorithm=algorithm)
+        a = ops.avg_pool2d(x, 3, 2, 1, count_include_pad=False, algorithm=algorithm)
         u = ops.max_unpool2d(dy, indices, 3, 2, algorithm="reference")
         return [y, i, a, u, *torch.autograd.grad(y, x, dy), *torch.autograd.grad(a, x, da)]
 
@@ -131,7 +133,12 @@ def work(file):
         cases += convolve("tensor_cores", torch.bfloat16, LAYOUTS[1])
     if file == DEPTHWISE:
         cases += convolve("depthwise", torch.float32, LAYOUTS[1], ONE)
-    return cases + list(pool()) if file in (POOL, EACH) else cases
+    if file in (POOL, EACH, WINDOWS):
+        cases += pool("reference", 3, LAYOUTS[0])
+    if file in (PACKS, WINDOWS):
+        for channels in (6, 8):  # taken one by one, and by fours
+            cases += pool("packs", channels, LAYOUTS[1])
+    return cases
 
 
 def is_right(result, right):

@@ -48,6 +48,10 @@ using BatchNormBwd = int(const Place&, const NormShape&, const void* dy, const v
   LAUNCHER(IndexedPool2d, max_pool2d_reference_bwd)          \
   LAUNCHER(AvgPool2d, avg_pool2d_reference_fwd)              \
   LAUNCHER(AvgPool2d, avg_pool2d_reference_bwd)              \
+  LAUNCHER(MaxPool2dFwd, max_pool2d_packs_fwd)               \
+  LAUNCHER(IndexedPool2d, max_pool2d_packs_bwd)              \
+  LAUNCHER(AvgPool2d, avg_pool2d_packs_fwd)                  \
+  LAUNCHER(AvgPool2d, avg_pool2d_packs_bwd)                  \
   LAUNCHER(IndexedPool2d, max_unpool2d_reference_fwd)        \
   LAUNCHER(IndexedPool2d, max_unpool2d_reference_bwd)        \
   LAUNCHER(BatchNormTrain, batch_norm_reference_train)       \

@@ -20,11 +20,22 @@ using Unpool = Kernel<IndexedPool2d, IndexedPool2d>;
 
 std::string reference_why_not(const Pool2dShape&, Pass, Ask) { return ""; }
 
+std::string packs_why_not(const Pool2dShape& s, Pass, Ask) {
+  if (s.dtype == DType::f64) return "needs float32, bfloat16 or float16, got float64";
+  const int64_t values = s.N * s.C * at_least(s.h.in * s.w.in, s.h.out * s.w.out);
+  // Less what a block's last threads count beyond them.
+  if (values >= (int64_t(1) << 31) - 4096)
+    return "needs fewer than 2^31 values per tensor, got " + std::to_string(values);
+  return "";
+}
+
 // clang-format off
 constexpr Max max_list[] = {
+    {"packs",     "csrc/cuda/pool2d/packs.cu",     packs_why_not, &Library::max_pool2d_packs_fwd,     &Library::max_pool2d_packs_bwd},
     {"reference", "csrc/cuda/pool2d/reference.cu", reference_why_not, &Library::max_pool2d_reference_fwd, &Library::max_pool2d_reference_bwd},
 };
 constexpr Avg avg_list[] = {
+    {"packs",     "csrc/cuda/pool2d/packs.cu", packs_why_not,     &Library::avg_pool2d_packs_fwd,     &Library::avg_pool2d_packs_bwd},
     {"reference", "csrc/cuda/pool2d/reference.cu", reference_why_not, &Library::avg_pool2d_reference_fwd, &Library::avg_pool2d_reference_bwd},
 };
 constexpr Unpool unpool_list[] = {

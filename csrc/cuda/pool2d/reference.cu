@@ -10,9 +10,12 @@
 // Limits    none: any type, any window; the floor under every other kernel, and never tuned
 // Source    LeCun et al., Proc. IEEE 86(11), 1998, section II.B (average); Zeiler and Fergus, arXiv:1311.2901 (unpool)
 #include "cuda/each_value.h"
+#include "cuda/pool2d/windows.h"
 
 namespace pyconv::cuda {
 namespace {
+
+using namespace pool2d;
 
 template <class T>
 __global__ void __launch_bounds__(each_threads) max_fwd(Pool2dShape s, const T* x, T* y, int64_t* indices) {
@@ -22,15 +25,13 @@ __global__ void __launch_bounds__(each_threads) max_fwd(Pool2dShape s, const T* 
   const Index4 X = s.x_index();
   acc_t<T> best = -HUGE_VAL;
   int64_t index = -1;
-  for (int64_t ih = s.h.start(o.h); ih < s.h.stop(o.h); ih += s.h.step()) {
-    for (int64_t iw = s.w.start(o.w); iw < s.w.stop(o.w); iw += s.w.step()) {
-      const acc_t<T> v = read(&x[X(o.n, o.c, ih, iw)]);
-      if (index < 0 || v > best || v != v) {
-        best = v;
-        index = ih * s.w.in + iw;
-      }
+  for_window(s, o.h, o.w, [&](int64_t ih, int64_t iw) {
+    const acc_t<T> v = read(&x[X(o.n, o.c, ih, iw)]);
+    if (index < 0 || v > best || v != v) {
+      best = v;
+      index = ih * s.w.in + iw;
     }
-  }
+  });
   write(&y[i], best);
   indices[i] = index;
 }
@@ -41,16 +42,11 @@ __global__ void __launch_bounds__(each_threads) max_bwd(Pool2dShape s, const T* 
   if (i >= s.N * s.C * s.h.in * s.w.in) return;
   const Position p = position_of(i, s.layout, s.C, s.h.in, s.w.in);
   const Index4 Y = s.y_index();
-  const bool anywhere = s.h.adaptive() || s.w.adaptive();
-  const int64_t top = anywhere ? 0 : s.h.first_output(p.h), bottom = anywhere ? s.h.out - 1 : s.h.last_output(p.h);
-  const int64_t left = anywhere ? 0 : s.w.first_output(p.w), right = anywhere ? s.w.out - 1 : s.w.last_output(p.w);
   acc_t<T> sum = 0;
-  for (int64_t oh = top; oh <= bottom; oh++) {
-    for (int64_t ow = left; ow <= right; ow++) {
-      const int64_t at = Y(p.n, p.c, oh, ow);
-      if (indices[at] == p.h * s.w.in + p.w) sum += read(&dy[at]);
-    }
-  }
+  for_holders(s, p.h, p.w, s.h.adaptive() || s.w.adaptive(), [&](int64_t oh, int64_t ow) {
+    const int64_t at = Y(p.n, p.c, oh, ow);
+    if (indices[at] == p.h * s.w.in + p.w) sum += read(&dy[at]);
+  });
   write(&dx[i], sum);
 }
 
@@ -61,9 +57,7 @@ __global__ void __launch_bounds__(each_threads) avg_fwd(Pool2dShape s, const T* 
   const Position o = position_of(i, s.layout, s.C, s.h.out, s.w.out);
   const Index4 X = s.x_index();
   acc_t<T> sum = 0;
-  for (int64_t ih = s.h.start(o.h); ih < s.h.stop(o.h); ih += s.h.step()) {
-    for (int64_t iw = s.w.start(o.w); iw < s.w.stop(o.w); iw += s.w.step()) sum += read(&x[X(o.n, o.c, ih, iw)]);
-  }
+  for_window(s, o.h, o.w, [&](int64_t ih, int64_t iw) { sum += read(&x[X(o.n, o.c, ih, iw)]); });
   write(&y[i], sum / acc_t<T>(s.divisor(o.h, o.w)));
 }
 
@@ -74,11 +68,8 @@ __global__ void __launch_bounds__(each_threads) avg_bwd(Pool2dShape s, const T* 
   const Position p = position_of(i, s.layout, s.C, s.h.in, s.w.in);
   const Index4 Y = s.y_index();
   acc_t<T> sum = 0;
-  for (int64_t oh = s.h.first_output(p.h); oh <= s.h.last_output(p.h); oh++) {
-    for (int64_t ow = s.w.first_output(p.w); ow <= s.w.last_output(p.w); ow++) {
-      sum += read(&dy[Y(p.n, p.c, oh, ow)]) / acc_t<T>(s.divisor(oh, ow));
-    }
-  }
+  for_holders(s, p.h, p.w, false,
+              [&](int64_t oh, int64_t ow) { sum += read(&dy[Y(p.n, p.c, oh, ow)]) / acc_t<T>(s.divisor(oh, ow)); });
   write(&dx[i], sum);
 }
 
