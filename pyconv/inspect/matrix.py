@@ -53,7 +53,7 @@ class Applied(Shown):
         last.imshow(self.output.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
         if at is not None:
             (sh, sw), (ph, pw), (kh, kw) = self.stride, self.padding, self.kernel.shape[1:]
-            mark = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
+            mark: dict[str, Any] = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
             corner = (at[1] * sw - pw - 0.5, at[0] * sh - ph - 0.5)
             ax[0].add_patch(Rectangle(corner, kw, kh, **mark))
             last.add_patch(Rectangle((at[1] - 0.5, at[0] - 0.5), 1, 1, **mark))

@@ -37,7 +37,7 @@ class Im2col(Shown):
         ax[1].imshow(self.columns.numpy(), cmap="gray", aspect="auto", interpolation="nearest")
         stride, padding, dilation = self.geometry
         row, column = divmod(at, self.output[1])
-        mark = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
+        mark: dict[str, Any] = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
         top, left = (o * s - p - 0.5 for o, s, p in zip((row, column), stride, padding))
         height, width = (d * (k - 1) + 1 for k, d in zip(self.kernel, dilation))
         ax[0].add_patch(Rectangle((left, top), width, height, **mark))

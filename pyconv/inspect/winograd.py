@@ -95,7 +95,7 @@ class WinogradTiles(Shown):
             for j in range(across):
                 here = (i, j) == (row, column)
                 corner = (j * self.m - self.padding - 0.5, i * self.m - self.padding - 0.5)
-                style = {
+                style: dict[str, Any] = {
                     "edgecolor": "tab:orange" if here else "tab:blue",
                     "linewidth": 2.5 if here else 0.7,
                 }
