@@ -143,12 +143,14 @@ def twin(name: str, batch: int | None, channels_last: bool) -> Twin:
     return Twin(model, x, torch.randint(network.classes, (n,)))
 
 
-def model_of(player: str, twin: Twin) -> Module:
-    """The twin's model with the player's layers."""
+def model_of(player: str, twin: Twin, mode: str = "train") -> Module:
+    """The twin's model with the player's layers; in training, ours run batch norm and ReLU as one."""
     model = copy.deepcopy(twin.model)
     if player == FUSED:
         return pyconv.prepack(pyconv.fuse(model.eval(), report=lambda _: None))
-    return pyconv.convert(model, report=lambda _: None) if player == "pyconv" else model
+    if player == "pyconv":
+        return pyconv.convert(model, fuse=mode == "train", report=lambda _: None)
+    return model
 
 
 def training_step(model: Module, twin: Twin) -> Callable[[], Tensor]:
@@ -167,7 +169,7 @@ def training_step(model: Module, twin: Twin) -> Callable[[], Tensor]:
 
 
 def inference(player: str, twin: Twin) -> Callable[[], Tensor]:
-    model = model_of(player, twin).eval()
+    model = model_of(player, twin, "infer").eval()
     if player in peers.NEEDS:
         return peers.inference(player, model, twin.x)
 
@@ -212,7 +214,7 @@ def _errors(
     if player in peers.NEEDS:
         actual = inference(player, t)()
     else:
-        actual = result(model_of(player, t), t.x, t.labels, mode)
+        actual = result(model_of(player, t, mode), t.x, t.labels, mode)
     return errors(actual, _judge(name, batch, mode))
 
 
