@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as torchs
 
 from pyconv import ops
-from pyconv._explain import roof
+from pyconv._explain_kernels import roof
 
 from . import run
 from .subject import LARGEST_ERROR, Subject, errors

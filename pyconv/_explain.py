@@ -10,87 +10,22 @@ python -m pyconv explain --conv ic96ih56oc96kh7ph3g96 --batch 4 --measure
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyconv import _native, _shapes, ops
+from pyconv import _explain_memory, _shapes, ops
 from pyconv._conv_string import Conv2dCase, conv2d
+from pyconv._explain_kernels import NAMES, Candidate, Roof, kernels, line_of, roof
 from pyconv._register import conv2d as _conv2d
 from pyconv._shapes import pair, same_padding
 from pyconv._timing import alternate
 
 PASSES = ("fwd", "bwd_input", "bwd_weight")
-_NAMES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What the machine gives at most, measured: operations and bytes a second."""
-
-    flops: float
-    bandwidth: float
-
-    def seconds(self, flops: int, moved: int) -> float:
-        """The roofline bound: no kernel is faster (Williams et al., CACM 52(4), 2009)."""
-        return max(flops / self.flops, moved / self.bandwidth)
-
-
-def _kernels() -> Any:
-    if _native.lib is None:
-        raise RuntimeError(f"explain: there are no kernels to ask: {_native.reason}")
-    return _native.lib
-
-
-@cache
-def roof(dtype: torch.dtype, threads: int, megabytes: int) -> Roof:
-    """Multiply-adds from registers, and a copy between two buffers of together `megabytes`; the best of some tries."""
-    name = str(dtype).removeprefix("torch.")
-    half = max(megabytes, 1) * 2**20 // 8
-    source, target = torch.ones(half), torch.empty(half)
-    copy = alternate({"copy": lambda: target.copy_(source)}, seconds=0.1)["copy"].fastest
-    flops = max(_kernels().measured_flops(name, threads, 0.02) for _ in range(5))
-    return Roof(flops, 8 * half / copy)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One kernel of the list: its source, why it cannot run, and why it is not the choice ("" if it is)."""
-
-    name: str
-    source: str
-    cannot: str
-    refuses: str
-    line: int = 0  # of the pass in that file, 0 where the sources are not installed
-
-    @property
-    def where(self) -> str:
-        """csrc/cpu/conv2d/winograd.h:225"""
-        return f"{self.source}:{self.line}" if self.line else self.source
-
-
-@cache
-def _line(source: str, name: str) -> int:
-    """Where a file begins the pass called `name`: its driver, which knows the type, before what chooses the type."""
-    path = Path(__file__).parents[1] / source
-    lines = path.read_text().splitlines() if path.exists() else []
-    for pattern in (rf"void {name}\(.*\bT\* ", rf"(void|bool) (\w+_)?{name}\("):
-        for number, text in enumerate(lines, start=1):
-            if re.search(pattern, text):
-                return number
-    return 0
 
 
 @dataclass
@@ -128,7 +63,7 @@ class Explanation:
         lines = [
             f"conv2d {c.ic} -> {c.oc}, {kernel}, stride {(c.sh, c.sw)}, padding {(c.ph, c.pw)}, "
             f"dilation {(c.dh, c.dw)}, groups {c.g}",
-            f"  on {_NAMES[self.dtype]} {c.x} {'channels_last' if self.channels_last else 'NCHW'}, "
+            f"  on {NAMES[self.dtype]} {c.x} {'channels_last' if self.channels_last else 'NCHW'}, "
             f"{self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}",
             f"  {self.flops / 1e6:.1f} MFLOP, {self.bytes / 1e6:.2f} MB compulsory, "
             f"{self.flops / self.bytes:.1f} FLOP per byte; roof {self.roof.flops / 1e9:.0f} GFLOP/s, "
@@ -176,8 +111,6 @@ def explain(layer_or_op: Any, *inputs: Tensor, measure: bool = False, **argument
         ShapeError: the sizes do not fit, as the call itself would say.
         RuntimeError: the compiled half is missing.
     """
-    from pyconv import _explain_memory  # which needs what stands above
-
     if _explain_memory.operator_of(layer_or_op):
         return _explain_memory.explain(layer_or_op, *inputs, measure=measure, **arguments)
     if isinstance(layer_or_op, torch.nn.Conv2d):
@@ -239,20 +172,20 @@ def explain_case(
     measure: bool = False,
 ) -> Explanation:
     """As `explain`, for a convolution given as data."""
-    kernels = _kernels()
+    lib = kernels()
     _, _, oh, ow = case.y
-    shape = kernels.Conv2dShape(
+    shape = lib.Conv2dShape(
         N=case.mb, G=case.g, IC=case.ic, IH=case.ih, IW=case.iw, OC=case.oc, KH=case.kh, KW=case.kw,
         OH=oh, OW=ow, SH=case.sh, SW=case.sw, PH=case.ph, PW=case.pw, DH=case.dh, DW=case.dw,
-        dtype=_NAMES[dtype], channels_last=channels_last,
+        dtype=NAMES[dtype], channels_last=channels_last,
     )  # fmt: skip
     threads = torch.get_num_threads()
     machine = roof(dtype, threads, -(-shape.bytes // 2**20))
     passes = []
     for name in PASSES:
         candidates = [
-            Candidate(kernel, source, cannot, refuses, _line(source, name))
-            for kernel, source, cannot, refuses in kernels.ask(shape, name)
+            Candidate(kernel, source, cannot, refuses, line_of(source, name))
+            for kernel, source, cannot, refuses in lib.ask(shape, name)
         ]
         chosen = next(k.name for k in candidates if not k.refuses)
         passes.append(Pass(name, chosen, candidates, machine.seconds(shape.flops, shape.bytes)))
@@ -262,7 +195,7 @@ def explain_case(
         dtype,
         channels_last,
         threads,
-        kernels.isa(),
+        lib.isa(),
         shape.flops,
         shape.bytes,
         machine,
@@ -289,9 +222,9 @@ def workspace(
     Threads keep their scratch for the next call: a process holds the most that any call asked for.
     """
     call = candidate_call(case, dtype, channels_last, direction, kernel)
-    _kernels().scratch_asked()  # forgets what was asked for before
+    kernels().scratch_asked()  # forgets what was asked for before
     call()
-    return _kernels().scratch_asked()
+    return kernels().scratch_asked()
 
 
 def operands(
@@ -352,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--conv", required=True, help="a convolution, as ic96ih56oc96kh7ph3g96")
     parser.add_argument("--batch", type=int, help="overrides mb")
-    parser.add_argument("--dtype", choices=list(_NAMES.values()), default="float32")
+    parser.add_argument("--dtype", choices=list(NAMES.values()), default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--measure", action="store_true", help="time every kernel and torch")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _explain, ops
+from pyconv import ops
+from pyconv._explain_kernels import NAMES, Candidate, kernels, line_of, roof
 from pyconv._shapes import pair
 from pyconv._timing import alternate
 from pyconv.nn import BatchNormReLU2d
@@ -38,7 +39,7 @@ class Pass:
 
     name: str
     chosen: str
-    candidates: list[_explain.Candidate]
+    candidates: list[Candidate]
     bytes: int  # of every tensor that a caller gives or gets, once
     bandwidth: float  # measured, of a copy that moves as many
     seconds: dict[str, float] = field(default_factory=dict)  # by kernel; "torch" is torch's
@@ -69,7 +70,7 @@ class Explanation:
         )
         lines = [
             f"{self.op} {self.x} -> {self.y}" + (f", {given}" if given else ""),
-            f"  on {_explain._NAMES[self.dtype]} {'channels_last' if self.channels_last else 'NCHW'}, "
+            f"  on {NAMES[self.dtype]} {'channels_last' if self.channels_last else 'NCHW'}, "
             f"{self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}",
         ]
         for p in self.passes:
@@ -112,7 +113,7 @@ def explain(
     found = call(x, *rest)
     y = found[0] if isinstance(found, tuple) else found
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    kernels, threads = _explain._kernels(), torch.get_num_threads()
+    lib, threads = kernels(), torch.get_num_threads()
     passes = []
     if op.startswith("batch_norm"):
         functions = {"fwd": "train" if arguments.get("training") else "eval", "bwd_input": "bwd"}
@@ -120,19 +121,17 @@ def explain(
         functions = {"fwd": f"{_family(op)}_fwd", "bwd_input": f"{_family(op)}_bwd"}
     for name in functions:
         candidates = [
-            _explain.Candidate(
-                kernel, source, cannot, refuses, _explain._line(source, functions[name])
-            )
+            Candidate(kernel, source, cannot, refuses, line_of(source, functions[name]))
             for kernel, source, cannot, refuses in _ask(op, x, y, arguments, last, name)
         ]
         chosen = next(k.name for k in candidates if not k.refuses)
         moved = _bytes(op, x, y, arguments, name)
-        machine = _explain.roof(x.dtype, threads, -(-moved // 2**20))
+        machine = roof(x.dtype, threads, -(-moved // 2**20))
         passes.append(Pass(name, chosen, candidates, moved, machine.bandwidth))
         if measure:
             passes[-1].seconds = _measured(op, call, x, rest, arguments, passes[-1])
     return Explanation(
-        op, tuple(x.shape), tuple(y.shape), arguments, x.dtype, last, threads, kernels.isa(), passes
+        op, tuple(x.shape), tuple(y.shape), arguments, x.dtype, last, threads, lib.isa(), passes
     )
 
 
@@ -153,11 +152,9 @@ def _ask(
     op: str, x: Tensor, y: Tensor, arguments: dict[str, Any], last: bool, direction: str
 ) -> Any:
     """The answers of the op's kernels: [(name, source, why it cannot run, why it is not chosen)]."""
-    dtype, kernels = _explain._NAMES[x.dtype], _explain._kernels()
+    dtype, lib = NAMES[x.dtype], kernels()
     if op.startswith("batch_norm"):
-        return kernels.ask_batch_norm(
-            *x.shape, dtype, last, bool(arguments.get("training")), direction
-        )
+        return lib.ask_batch_norm(*x.shape, dtype, last, bool(arguments.get("training")), direction)
     axes = []
     for i in (0, 1):
         here, there = x.shape[2 + i], y.shape[2 + i]
@@ -175,7 +172,7 @@ def _ask(
                 for name, default in (("padding", 0), ("dilation", 1))
             )
             axes.append((here, there, kernel, stride, padding, dilation))
-    return kernels.ask_pool2d(_family(op), *x.shape[:2], *axes, dtype, last, direction)
+    return lib.ask_pool2d(_family(op), *x.shape[:2], *axes, dtype, last, direction)
 
 
 def _family(op: str) -> str:

@@ -12,7 +12,8 @@ from torch.nn import Module
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pyconv import _native
-from pyconv._explain import _NAMES, Roof, explain, roof
+from pyconv._explain import explain
+from pyconv._explain_kernels import NAMES, Roof, roof
 from pyconv._timing import alternate
 from pyconv.inspect._extras import Shown, axes, rich_table, text_table
 from pyconv.inspect._walk import Call, calls, first_tensor, untouched
@@ -223,14 +224,14 @@ def _ours(call: Call, x: Tensor) -> Any:
     layer = call.layer
     if not isinstance(layer, torch.nn.Conv2d) or not isinstance(layer, AlgorithmMixin):
         return None
-    if _native.lib is None or x.device.type != "cpu" or x.dtype not in _NAMES:
+    if _native.lib is None or x.device.type != "cpu" or x.dtype not in NAMES:
         return None
     return explain(layer, x)
 
 
 def _roof(x: Tensor, moved: int) -> Roof | None:
     """Measured for the next power of two of megabytes, to measure seldom; None where it cannot be."""
-    if _native.lib is None or x.device.type != "cpu" or x.dtype not in _NAMES:
+    if _native.lib is None or x.device.type != "cpu" or x.dtype not in NAMES:
         return None
     megabytes = 1 << max(-(-moved // 2**20) - 1, 0).bit_length()
     return roof(x.dtype, torch.get_num_threads(), megabytes)
