@@ -21,10 +21,10 @@ struct Vectors {
 
 // Whether a copy of two vectors of channels side by side, widened, is faster to read than the image is. Over reading the
 // image, forward / input gradient / weight gradient, two threads of Zen 5: float32 31x31 1.39 / 1.43 / 1.39, 13x13 1.39 /
-// 1.41 / 1.36, 7x7 of 96 channels at 56x56 1.09 / 1.11 / 0.95, of 384 at 14x14 1.15 / 1.12 / 1.82, 5x5 1.08 / 1.08 / 1.29,
-// but with stride 2 0.79 / 0.82 / 0.90; bfloat16 31x31 1.55 / 1.52 / 1.33, 7x7 1.3 / 1.3 / 1.2, 5x5 1.2 / 1.2 / 1.3, with
-// stride 2 0.9; float32 3x7 0.94 / 0.94 / 1.11, 3x3 0.84 / 0.85 / 0.81, bfloat16 3x3 0.75 / 0.75 / 0.92.
-inline bool is_copied(const Conv2dShape& s) { return s.KH * s.KW >= 25 * s.SH * s.SW; }
+// 1.41 / 1.36; 7x7 of 96 channels at 56x56 0.86 / 0.92 / 0.62, of 384 at 14x14 1.15 / 1.12 / 1.82; 1x31 0.9 / 1.0 / 0.8; 5x5
+// 1.08 / 1.08 / 1.29, with stride 2 0.79 / 0.82 / 0.90. bfloat16 31x31 1.55 / 1.52 / 1.33, 7x7 1.3 / 1.3 / 1.2, 5x5 1.2 /
+// 1.2 / 1.3, with stride 2 0.9; 3x3 0.75 / 0.75 / 0.92.
+inline bool is_copied(const Conv2dShape& s) { return s.KH * s.KW >= (size_of(s.dtype) < 4 ? 25 : 169) * s.SH * s.SW; }
 
 // Pixels of `lanes` planes, `plane` apart, to vectors of their channels: L of each at a time, transposed. Writes whole
 // blocks of L pixels.
