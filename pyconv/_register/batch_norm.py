@@ -14,7 +14,7 @@ The second derivatives below are plain torch operations, so that a third and a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -278,6 +278,18 @@ def _unfold(size: int, t: Tensor) -> tuple[Tensor, int]:
     return t.unflatten(dim, (size, t.shape[dim] // size)), dim
 
 
+def folding(call: Callable[..., Any]) -> Callable[..., tuple]:
+    """The vmap rule of an operator all of whose tensors have channels."""
+
+    def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        outputs = call(*_fold(info.batch_size, in_dims, args))
+        if isinstance(outputs, Tensor):
+            return _unfold(info.batch_size, outputs)
+        return tuple(zip(*(_unfold(info.batch_size, t) for t in outputs), strict=True))
+
+    return rule
+
+
 def _train_vmap(info: Any, in_dims: tuple, x: Any, weight: Any, bias: Any, *rest: Any) -> tuple:
     if in_dims[0] is None:  # one batch under many weights: its statistics are not batched
         xhat, mean, var = train(x, None, None, *rest)
@@ -289,25 +301,10 @@ def _train_vmap(info: Any, in_dims: tuple, x: Any, weight: Any, bias: Any, *rest
         y = y if weight is None else y * weight[..., None, :, None, None]
         y = y if bias is None else y + bias[..., None, :, None, None]
         return (y.to(x.dtype), mean, var), (0, None, None)
-    outputs = train(*_fold(info.batch_size, in_dims, (x, weight, bias, *rest)))
-    return tuple(zip(*(_unfold(info.batch_size, t) for t in outputs), strict=True))
+    return folding(train)(info, in_dims, x, weight, bias, *rest)
 
 
-def _eval_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    return _unfold(info.batch_size, eval(*_fold(info.batch_size, in_dims, args)))
-
-
-def _train_bwd_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    outputs = train_bwd(*_fold(info.batch_size, in_dims, args))
-    return tuple(zip(*(_unfold(info.batch_size, t) for t in outputs), strict=True))
-
-
-def _eval_bwd_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    outputs = eval_bwd(*_fold(info.batch_size, in_dims, args))
-    return tuple(zip(*(_unfold(info.batch_size, t) for t in outputs), strict=True))
-
-
-train = register(
+train: Callable[..., Any] = register(
     "batch_norm_train",
     tensors=3,
     fake=_fake_train,
@@ -316,32 +313,32 @@ train = register(
     jvp=_train_jvp,
     vmap=_train_vmap,
 )
-eval = register(
+eval: Callable[..., Any] = register(
     "batch_norm_eval",
     tensors=5,
     fake=_fake_eval,
     setup=_eval_setup,
     backward=_eval_backward,
     jvp=_eval_jvp,
-    vmap=_eval_vmap,
+    vmap=folding(lambda *args: eval(*args)),
 )
-train_bwd = register(
+train_bwd: Callable[..., Any] = register(
     "batch_norm_train_bwd",
     tensors=5,
     fake=_fake_bwd,
     setup=_bwd_setup,
     backward=_train_bwd_backward,
     jvp=_train_bwd_jvp,
-    vmap=_train_bwd_vmap,
+    vmap=folding(lambda *args: train_bwd(*args)),
 )
-eval_bwd = register(
+eval_bwd: Callable[..., Any] = register(
     "batch_norm_eval_bwd",
     tensors=5,
     fake=_fake_bwd,
     setup=_bwd_setup,
     backward=_eval_bwd_backward,
     jvp=_eval_bwd_jvp,
-    vmap=_eval_bwd_vmap,
+    vmap=folding(lambda *args: eval_bwd(*args)),
 )
 
 

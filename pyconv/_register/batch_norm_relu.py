@@ -154,27 +154,10 @@ def _train_vmap(
         if residual is not None:
             y = y + (residual if in_dims[1] is None else residual.movedim(in_dims[1], 0))
         return (y.relu(), mean, var), dims
-    args = _norm._fold(info.batch_size, in_dims, (x, residual, weight, bias, *rest))
-    return _unfolded(info, train(*args))
+    return _norm.folding(train)(info, in_dims, x, residual, weight, bias, *rest)
 
 
-def _unfolded(info: Any, outputs: tuple) -> tuple:
-    return tuple(zip(*(_norm._unfold(info.batch_size, t) for t in outputs), strict=True))
-
-
-def _eval_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    return _norm._unfold(info.batch_size, eval(*_norm._fold(info.batch_size, in_dims, args)))
-
-
-def _train_bwd_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    return _unfolded(info, train_bwd(*_norm._fold(info.batch_size, in_dims, args)))
-
-
-def _eval_bwd_vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-    return _unfolded(info, eval_bwd(*_norm._fold(info.batch_size, in_dims, args)))
-
-
-train = register(
+train: Callable[..., Any] = register(
     "batch_norm_relu_train",
     tensors=4,
     fake=_fake_train,
@@ -183,30 +166,30 @@ train = register(
     jvp=_train_jvp,
     vmap=_train_vmap,
 )
-eval = register(
+eval: Callable[..., Any] = register(
     "batch_norm_relu_eval",
     tensors=6,
     fake=_fake_eval,
     setup=_eval_setup,
     backward=_eval_backward,
     jvp=_eval_jvp,
-    vmap=_eval_vmap,
+    vmap=_norm.folding(lambda *args: eval(*args)),
 )
-train_bwd = register(
+train_bwd: Callable[..., Any] = register(
     "batch_norm_relu_train_bwd",
     tensors=6,
     fake=_fake_bwd,
     setup=_bwd_setup,
     backward=_bwd_backward(_norm._train_bwd_backward),
     jvp=_bwd_jvp(_norm._train_bwd_jvp),
-    vmap=_train_bwd_vmap,
+    vmap=_norm.folding(lambda *args: train_bwd(*args)),
 )
-eval_bwd = register(
+eval_bwd: Callable[..., Any] = register(
     "batch_norm_relu_eval_bwd",
     tensors=6,
     fake=_fake_bwd,
     setup=_bwd_setup,
     backward=_bwd_backward(_norm._eval_bwd_backward),
     jvp=_bwd_jvp(_norm._eval_bwd_jvp),
-    vmap=_eval_bwd_vmap,
+    vmap=_norm.folding(lambda *args: eval_bwd(*args)),
 )

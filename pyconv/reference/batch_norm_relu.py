@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -52,35 +54,28 @@ def passed(dy: Tensor, y: Tensor) -> Tensor:
     return dy.masked_fill(y <= 0, 0)
 
 
-def batch_norm_relu_train_bwd(
-    dy: Tensor,
-    y: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    residual: bool,
-    eps: float,
-    algorithm: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """g = dy where y > 0, else 0: dresidual = g (empty unless asked for), the others of g."""
-    g = passed(dy, y).contiguous(memory_format=format_of(x))
-    dx, dweight, dbias = batch_norm_train_bwd(g, x, mean, var, weight, eps, algorithm)
-    return dx, g if residual else g.new_empty(0), dweight, dbias
+def _behind_the_mask(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """g = dy where y > 0, else 0: dresidual = g (empty unless asked for), the others batch_norm's of g."""
+
+    def bwd(
+        dy: Tensor,
+        y: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None,
+        residual: bool,
+        eps: float,
+        algorithm: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        g = passed(dy, y).contiguous(memory_format=format_of(x))
+        dx, dweight, dbias = backward(g, x, mean, var, weight, eps, algorithm)
+        return dx, g if residual else g.new_empty(0), dweight, dbias
+
+    return bwd
 
 
-def batch_norm_relu_eval_bwd(
-    dy: Tensor,
-    y: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    residual: bool,
-    eps: float,
-    algorithm: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As batch_norm_relu_train_bwd with statistics that are not of x."""
-    g = passed(dy, y).contiguous(memory_format=format_of(x))
-    dx, dweight, dbias = batch_norm_eval_bwd(g, x, mean, var, weight, eps, algorithm)
-    return dx, g if residual else g.new_empty(0), dweight, dbias
+batch_norm_relu_train_bwd = _behind_the_mask(batch_norm_train_bwd)
+batch_norm_relu_eval_bwd = _behind_the_mask(batch_norm_eval_bwd)
