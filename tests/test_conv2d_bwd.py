@@ -42,7 +42,9 @@ def test_bias(size, dtype, layout, isa):
     assert_close(seen[0], sums, magnitude=magnitude, terms=size[0] * size[2] * size[3])
 
 
-@pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "needs", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=str
+)
 @pytest.mark.parametrize("dy_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_as_one_by_one(layout, dy_layout, needs):
