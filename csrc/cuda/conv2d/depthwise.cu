@@ -189,11 +189,7 @@ int pyconv_cuda_conv2d_depthwise_bwd_input(const Place& at, const Conv2dShape& s
   return with_float_sums(s.dtype, [&](auto type) {
     using T = decltype(type);
     const Operands<T> o = {as<T>(w), as<T>(dy), nullptr, nullptr, static_cast<T*>(dx), nullptr, false};
-    int error = 0;
-    for (int64_t phase = 0; phase < s.SH * s.SW && !error; phase++) {
-      error = launch_sums(at, gemm_bwd_input(s, phase / s.SW, phase % s.SW), o);
-    }
-    return error;
+    return launch_phases(s, [&](int64_t rh, int64_t rw) { return launch_sums(at, gemm_bwd_input(s, rh, rw), o); });
   });
 }
 

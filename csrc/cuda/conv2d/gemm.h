@@ -113,6 +113,17 @@ inline Phase phase_of(int64_t r, int64_t in, int64_t kernel, int64_t stride, int
   return p;
 }
 
+// launch(rh, rw) for every phase of the stride, to the first that fails: its error.
+template <class Launch>
+int launch_phases(const Conv2dShape& s, const Launch& launch) {
+  for (int64_t rh = 0; rh < s.SH; rh++) {
+    for (int64_t rw = 0; rw < s.SW; rw++) {
+      if (const int error = launch(rh, rw)) return error;
+    }
+  }
+  return 0;
+}
+
 // Of the pixels (ih + PH) % SH == rh and (iw + PW) % SW == rw.
 inline Gemm gemm_bwd_input(const Conv2dShape& s, int64_t rh, int64_t rw) {
   const Index4 X = s.x_index(), W = s.w_index(), Y = s.y_index();

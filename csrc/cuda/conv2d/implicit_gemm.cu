@@ -230,15 +230,8 @@ int pyconv_cuda_conv2d_implicit_gemm_fwd(const Place& at, const Conv2dShape& s, 
 
 int pyconv_cuda_conv2d_implicit_gemm_bwd_input(const Place& at, const Conv2dShape& s, const void* dy, const void* w,
                                                void* dx) {
-  for (int64_t rh = 0; rh < s.SH; rh++) {
-    for (int64_t rw = 0; rw < s.SW; rw++) {
-      const int error =
-          launch_gemm(at, gemm_bwd_input(s, rh, rw),
-                      {as<float>(w), as<float>(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}});
-      if (error) return error;
-    }
-  }
-  return 0;
+  const Operands o = {as<float>(w), as<float>(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}};
+  return launch_phases(s, [&](int64_t rh, int64_t rw) { return launch_gemm(at, gemm_bwd_input(s, rh, rw), o); });
 }
 
 int pyconv_cuda_conv2d_implicit_gemm_bwd_weight(const Place& at, const Conv2dShape& s, const void* dy, const void* x,

@@ -271,14 +271,12 @@ int pyconv_cuda_conv2d_tensor_cores_bwd_input(const Place& at, const Conv2dShape
     Turner turned(at, s, 0);
     const T* b = turned.template take<T>(dy, s.N, s.OC, s.OH * s.OW);
     const T* a = turned.template take<T>(w, s.OC, s.ic_per_group(), s.KH * s.KW);
-    int error = turned.error;
-    for (int64_t phase = 0; phase < s.SH * s.SW && !error; phase++) {
-      const int64_t rh = phase / s.SW, rw = phase % s.SW;
+    if (turned.error) return turned.error;
+    const Operands<T> o = {a, b, nullptr, nullptr, static_cast<T*>(dx), nullptr, false};
+    return launch_phases(s, [&](int64_t rh, int64_t rw) {
       const Gemm g = with_d_of(gemm_bwd_input(channels_last(s), rh, rw), gemm_bwd_input(s, rh, rw));
-      error = launch_gemm<Kind<T, false, true, false>>(at, g,
-                                                       {a, b, nullptr, nullptr, static_cast<T*>(dx), nullptr, false});
-    }
-    return error;
+      return launch_gemm<Kind<T, false, true, false>>(at, g, o);
+    });
   });
 }
 
