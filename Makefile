@@ -67,7 +67,7 @@ format: env
 define ctest
 @$(BIN)/cmake --log-level=WARNING -S . -B build/$(1) -G Ninja $(2) >/dev/null
 @$(BIN)/cmake --build build/$(1)
-$(3) $(BIN)/ctest --test-dir build/$(1) --no-tests=error --output-on-failure
+$(3) $(BIN)/ctest --test-dir build/$(1) --no-tests=error --output-on-failure -j $(shell nproc)
 endef
 
 ## make ctest      the C++ tests of the kernels, once per instruction set
