@@ -31,8 +31,9 @@
 #define BATCH_NORM_BWD                                                                           \
   "(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, float eps, str algorithm) -> " \
   "(Tensor dx, Tensor dweight, Tensor dbias)"
-#define BATCH_NORM_RELU_BWD                                                                                            \
-  "(Tensor dy, Tensor y, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool residual, float eps, str algorithm) " \
+#define BATCH_NORM_RELU_BWD                                                                             \
+  "(Tensor dy, Tensor y, Tensor x, Tensor mean, Tensor var, Tensor? weight, bool residual, float eps, " \
+  "float ceiling, str algorithm) "                                                                      \
   "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 
 // OP(name, arguments -> returns)
@@ -66,11 +67,11 @@
   OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                            \
   OP(batch_norm_eval_bwd, BATCH_NORM_BWD)                                                                             \
   OP(batch_norm_relu_train,                                                                                           \
-     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str algorithm) -> "                       \
+     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, float ceiling, str algorithm) -> "        \
      "(Tensor y, Tensor mean, Tensor var)")                                                                           \
   OP(batch_norm_relu_eval,                                                                                            \
      "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "                \
-     "str algorithm) -> Tensor")                                                                                      \
+     "float ceiling, str algorithm) -> Tensor")                                                                       \
   OP(batch_norm_relu_train_bwd, BATCH_NORM_RELU_BWD)                                                                  \
   OP(batch_norm_relu_eval_bwd, BATCH_NORM_RELU_BWD)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def _is_norm(module: Any, conv: Any) -> bool:
         and not module.training
         and module.running_mean is not None
         and module.num_features == conv.out_channels
+        and getattr(module, "ceiling", math.inf) == math.inf
     )
 
 

@@ -143,7 +143,8 @@ def _of_layer(layer: Any, op: str) -> dict[str, Any]:
         parameters = (None if t is None else t.detach() for t in (layer.weight, layer.bias))
         keys = ("running_mean", "running_var", "weight", "bias")
         given = dict(zip(keys, (*running, *parameters), strict=True))
-        return {**given, "training": training, "eps": layer.eps}
+        clipped = {"ceiling": layer.ceiling} if op == "batch_norm_relu" else {}
+        return {**given, **clipped, "training": training, "eps": layer.eps}
     names = next(names for kind, (_, names) in _LAYERS.items() if isinstance(layer, kind))
     return {name: getattr(layer, name) for name in names}
 

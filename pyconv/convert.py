@@ -89,7 +89,7 @@ def convert(
     Args:
         model: any module; it may itself be such a layer. A layer shared by several parents is
             swapped for all of them.
-        fuse: also swap the class of what calls a BatchNorm2d and then a ReLU, so that the two, and
+        fuse: also swap the class of what calls a BatchNorm2d and then a ReLU or ReLU6, so that the two, and
             the sum with a shortcut between them, run as ops.batch_norm_relu, in training too: a
             plain Sequential, and a block whose class names its twin in an attribute `fused_class`,
             as those of pyconv.models.resnet do. Names, layers and state_dict stay.

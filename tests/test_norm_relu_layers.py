@@ -17,7 +17,7 @@ def quiet(report):
 
 
 def small():
-    """Pairs, an inner Sequential, a norm without a ReLU, one behind a ReLU and one before another activation."""
+    """Pairs, an inner Sequential, a norm without a ReLU, and one before another activation."""
     return nn.Sequential(
         nn.Conv2d(3, 6, 3),
         nn.BatchNorm2d(6),
@@ -25,7 +25,10 @@ def small():
         nn.Sequential(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()),
         nn.BatchNorm2d(5),
         nn.ReLU6(),
-        nn.ReLU(),
+        nn.BatchNorm2d(5),
+        nn.Hardtanh(),
+        nn.BatchNorm2d(5),
+        nn.Hardtanh(0.0, 0.5),
         nn.BatchNorm2d(5),
     )
 
@@ -85,7 +88,7 @@ def counted(monkeypatch, model, x):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sequential", (2, 2)), ("resnet20", (0, 19)), ("resnet20 B", (2, 19)), ("resnet18", (3, 17))],
+    [("sequential", (2, 4)), ("resnet20", (0, 19)), ("resnet20 B", (2, 19)), ("resnet18", (3, 17))],
 )
 def test_every_pair_is_one_operator(monkeypatch, name, expected):
     model = pyconv.convert(MODELS[name](), fuse=True, report=quiet)
@@ -121,7 +124,7 @@ def test_the_layers_of_a_fused_sequential_stay_what_they_are(monkeypatch):
     handle.remove()
     twin = copy.deepcopy(model)
     twin[1] = nn.Identity()
-    assert counted(monkeypatch, twin, x) == (2, 1)
+    assert counted(monkeypatch, twin, x) == (2, 3)
     sync = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert type(sync[1]) is nn.SyncBatchNorm
 

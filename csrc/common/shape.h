@@ -45,6 +45,7 @@ struct Epilogue {
   const void* bias = nullptr;      // (OC,), or null
   const void* residual = nullptr;  // of y's shape, type and layout, or null
   bool relu = false;
+  double ceiling = __builtin_nan("");  // of a relu: what exceeds it becomes it. NaN, which nothing exceeds, for none
 };
 
 // What batch norm has per channel, of type acc_t<dtype>: a null weight means 1, a null bias 0.

@@ -7,22 +7,28 @@ struct Finish {
   const T* bias = nullptr;        // (OC,)
   const T* residual = nullptr;    // as y in shape and layout, and nowhere the same memory
   const T* y = nullptr;           // what a residual's place is counted from
-  A floor = -A(__builtin_inf());  // 0 for relu: v < floor ? floor : v
+  A floor = -A(__builtin_inf());  // 0 for relu
+  A ceiling = A(__builtin_nan(""));
 
   Finish() = default;  // of the gradients: stores what it is given
   Finish(const Epilogue& e, const void* y)
       : bias(static_cast<const T*>(e.bias)), residual(static_cast<const T*>(e.residual)), y(static_cast<const T*>(y)) {
-    if (e.relu) floor = 0;
+    if (e.relu) floor = 0, ceiling = A(e.ceiling);
+  }
+
+  inline __attribute__((always_inline)) vec<A> clipped(vec<A> v) const {
+    v = v < floor ? splat(floor) : v;
+    return v > ceiling ? splat(ceiling) : v;
   }
 
   // `v` holds the bias already; `count` lanes of it are meant.
   inline __attribute__((always_inline)) void store(T* to, vec<A> v) const {
     if (residual) v += load_wide(residual + (to - y));
-    store_narrow(to, v < floor ? splat(floor) : v);
+    store_narrow(to, clipped(v));
   }
   inline __attribute__((always_inline)) void store_first(T* to, vec<A> v, int64_t count) const {
     if (residual) v += load_wide_first(residual + (to - y), count);
-    store_narrow_first(to, v < floor ? splat(floor) : v, count);
+    store_narrow_first(to, clipped(v), count);
   }
   inline __attribute__((always_inline)) void store_up_to(T* to, vec<A> v, int64_t count) const {
     if (count >= Vec<A>::size) {
@@ -33,6 +39,7 @@ struct Finish {
   }
   inline __attribute__((always_inline)) void store_one(T* to, A v) const {
     if (residual) v += widen(residual[to - y]);
-    pyconv::store(to, v < floor ? floor : v);
+    v = v < floor ? floor : v;
+    pyconv::store(to, v > ceiling ? ceiling : v);
   }
 };

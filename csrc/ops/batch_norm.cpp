@@ -70,15 +70,15 @@ void require_cpu(const Call& call) { require(!Device(call.x).cuda(), call.op, "t
 const void* pointer(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
 Tensor4 relu_bwd(const Call& call, const Tensor& dy, const Tensor& y, const Tensor& mean, const Tensor& var,
-                 const OptionalTensor& weight, bool residual, const std::string& algorithm) {
+                 const OptionalTensor& weight, bool residual, double ceiling, const std::string& algorithm) {
   require_cpu(call);
   const Tensor dyd = call.alike(dy), yd = call.alike(y), md = call.channels(mean), vd = call.channels(var);
   const OptionalTensor wd = call.channels(weight);
   Tensor dx = call.like_x(), dweight = call.one_per_channel(), dbias = call.one_per_channel();
   Tensor dresidual = residual ? call.like_x() : torch::stable::new_empty(call.x, {0});
   batch_norm::choose(call.shape, Pass::bwd_input, algorithm)
-      .bwd(call.shape, {dyd.const_data_ptr(), yd.const_data_ptr()}, call.x.const_data_ptr(),
-           {md.const_data_ptr(), vd.const_data_ptr()}, pointer(wd),
+      .bwd(call.shape, {dyd.const_data_ptr(), yd.const_data_ptr(), ceiling_in(call.shape.dtype, ceiling)},
+           call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()}, pointer(wd),
            {dx.mutable_data_ptr(), dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
             residual ? dresidual.mutable_data_ptr() : nullptr});
   return {dx, dresidual, dweight, dbias};
@@ -122,19 +122,20 @@ Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mea
 }
 
 Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
-                              const OptionalTensor& bias, double eps, const std::string& algorithm) {
+                              const OptionalTensor& bias, double eps, double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_train", x, eps, true);
   require_cpu(call);
   const OptionalTensor rd = call.alike(residual), wd = call.channels(weight), bd = call.channels(bias);
   Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
   batch_norm::choose(call.shape, Pass::fwd, algorithm)
-      .train(call.shape, call.x.const_data_ptr(), {pointer(wd), pointer(bd)}, {nullptr, pointer(rd), true},
-             y.mutable_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr());
+      .train(call.shape, call.x.const_data_ptr(), {pointer(wd), pointer(bd)},
+             {nullptr, pointer(rd), true, ceiling_in(call.shape.dtype, ceiling)}, y.mutable_data_ptr(),
+             mean.mutable_data_ptr(), var.mutable_data_ptr());
   return {y, mean, var};
 }
 
 Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                            const OptionalTensor& weight, const OptionalTensor& bias, double eps, double ceiling,
                             const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_eval", x, eps, false);
   require_cpu(call);
@@ -143,22 +144,22 @@ Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, con
   Tensor y = call.like_x();
   batch_norm::choose(call.shape, Pass::fwd, algorithm)
       .eval(call.shape, call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()}, {pointer(wd), pointer(bd)},
-            {nullptr, pointer(rd), true}, y.mutable_data_ptr());
+            {nullptr, pointer(rd), true, ceiling_in(call.shape.dtype, ceiling)}, y.mutable_data_ptr());
   return y;
 }
 
 Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                   const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                  const std::string& algorithm) {
+                                  double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_train_bwd", x, eps, true);
-  return relu_bwd(call, dy, y, mean, var, weight, residual, algorithm);
+  return relu_bwd(call, dy, y, mean, var, weight, residual, ceiling, algorithm);
 }
 
 Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                 const std::string& algorithm) {
+                                 double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_eval_bwd", x, eps, false);
-  return relu_bwd(call, dy, y, mean, var, weight, residual, algorithm);
+  return relu_bwd(call, dy, y, mean, var, weight, residual, ceiling, algorithm);
 }
 
 }  // namespace pyconv::ops

@@ -65,15 +65,15 @@ Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& me
 Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                             const OptionalTensor& weight, double eps, const std::string& algorithm);
 Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
-                              const OptionalTensor& bias, double eps, const std::string& algorithm);
+                              const OptionalTensor& bias, double eps, double ceiling, const std::string& algorithm);
 Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
-                            const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                            const OptionalTensor& weight, const OptionalTensor& bias, double eps, double ceiling,
                             const std::string& algorithm);
 Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                   const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                  const std::string& algorithm);
+                                  double ceiling, const std::string& algorithm);
 Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
-                                 const std::string& algorithm);
+                                 double ceiling, const std::string& algorithm);
 
 }  // namespace pyconv::ops

@@ -36,6 +36,16 @@ inline DType dtype_of(const Tensor& t, const char* op) {
   }
 }
 
+// What a relu stops at as the kernels want it: a value of `dtype`, as what they store, and NaN for none.
+inline double ceiling_in(DType dtype, double ceiling) {
+  if (ceiling == __builtin_inf()) return __builtin_nan("");
+  with_type(dtype, [&](auto type) {
+    store(&type, acc_t<decltype(type)>(ceiling));
+    ceiling = widen(type);
+  });
+  return ceiling;
+}
+
 // Layout::nhwc where torch would say suggest_memory_format == channels_last: strides in the order C, W, H, N, with the
 // ambiguous cases (a 1 x 1 plane, a single channel) read as nchw unless the strides say otherwise.
 inline Layout layout_of(const Tensor& t) {

@@ -28,11 +28,20 @@ NormShape random_shape(Random& draw) {
 
 struct Act {
   bool relu, residual;
+  double ceiling;
 };
 
 struct Expected {
   std::vector<double> y, dx, dresidual, dweight, dbias;
 };
+
+double stored(DType dtype, double y) {
+  with_type(dtype, [&](auto type) {
+    store(&type, acc_t<decltype(type)>(y));
+    y = widen(type);
+  });
+  return y;
+}
 
 // mean and var are given, or found where s.training says so.
 Expected plain_loops(const NormShape& s, const std::vector<double>& x, const std::vector<double>& dy,
@@ -58,6 +67,7 @@ Expected plain_loops(const NormShape& s, const std::vector<double>& x, const std
     for (int64_t i : at) {
       e.y[i] = (x[i] - mean[c]) * r * weight[c] + bias[c] + (act.residual ? residual[i] : 0);
       if (act.relu && e.y[i] <= 0) e.y[i] = e.dresidual[i] = 0;
+      if (act.relu && stored(s.dtype, e.y[i]) >= act.ceiling) e.y[i] = act.ceiling, e.dresidual[i] = 0;
       e.dbias[c] += e.dresidual[i], e.dweight[c] += e.dresidual[i] * (x[i] - mean[c]) * r;
     }
     for (int64_t i : at) {
@@ -104,13 +114,13 @@ bool check(const NormShape& s, const Act& act, const std::string& algorithm, Ran
   Typed<T> y(x.size()), dx(x.size()), dresidual(x.size());
   Typed<A> tmean(mean), tvar(var), dweight(s.C), dbias(s.C);
   const batch_norm::Affine affine = {tweight.data(), tbias.data()};
-  const Epilogue epilogue = {nullptr, act.residual ? tresidual.data() : nullptr, act.relu};
+  const Epilogue epilogue = {nullptr, act.residual ? tresidual.data() : nullptr, act.relu, act.ceiling};
   if (s.training) {
     kernel.train(s, tx.data(), affine, epilogue, y.data(), tmean.data(), tvar.data());
   } else {
     kernel.eval(s, tx.data(), {tmean.data(), tvar.data()}, affine, epilogue, y.data());
   }
-  kernel.bwd(s, {tdy.data(), act.relu ? given_y.data() : nullptr}, tx.data(), {tmean.data(), tvar.data()},
+  kernel.bwd(s, {tdy.data(), act.relu ? given_y.data() : nullptr, act.ceiling}, tx.data(), {tmean.data(), tvar.data()},
              tweight.data(), {dx.data(), dweight.data(), dbias.data(), dresidual.data()});
   return close("mean", tmean, mean, 400) & close("var", tvar, var, 400) & close("y", y, e.y, 400) &
          close("dx", dx, e.dx, 400) & close("dresidual", dresidual, e.dresidual, 0) &
@@ -125,7 +135,7 @@ int main() {
   int bad = 0, cases = 0;
   for (int i = 0; i < 200; i++) {
     const NormShape s = random_shape(draw);
-    const Act act = {draw(0, 1) == 1, draw(0, 1) == 1};
+    const Act act = {draw(0, 1) == 1, draw(0, 1) == 1, draw(0, 1) ? 2 : std::nan("")};
     for (const Answer& answer : batch_norm::ask(s, Pass::fwd, Ask::able)) {
       if (!answer.why.empty()) continue;
       cases++;

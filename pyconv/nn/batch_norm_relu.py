@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,21 +17,29 @@ from pyconv.nn.batch_norm import BatchNorm2d, _running
 
 
 class BatchNormReLU2d(AlgorithmMixin, batchnorm._NormBase):
-    """relu(batch_norm(input) + residual), pyconv.ops.batch_norm_relu as a layer, in training too.
+    """min(relu(batch_norm(input) + residual), ceiling): pyconv.ops.batch_norm_relu as a layer.
 
-    Constructor, parameters, buffers and state_dict of BatchNorm2d; `residual`, of input's shape and
-    dtype, is an optional second input. No subclass of BatchNorm2d: what replaces those by another
-    batch norm, as SyncBatchNorm.convert_sync_batchnorm does, would lose the ReLU.
+    Constructor, parameters, buffers and state_dict of BatchNorm2d, and `ceiling`, 6 for ReLU6 and
+    infinity for ReLU; `residual`, of input's shape and dtype, is an optional second input. No
+    subclass of BatchNorm2d: what replaces those by another batch norm, as
+    SyncBatchNorm.convert_sync_batchnorm does, would lose the ReLU.
     """
 
     _check_input_dim: Any = torch.nn.BatchNorm2d._check_input_dim
 
+    def __init__(self, *args: Any, ceiling: float = math.inf, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ceiling = ceiling
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
-        return _norm_relu(self, input, residual)
+        return _norm_relu(self, input, residual, self.ceiling)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ceiling={self.ceiling}"
 
 
-def _norm_relu(norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
+def _norm_relu(norm: Any, input: Tensor, residual: Tensor | None, ceiling: float) -> Tensor:
     mean, var, training, momentum = _running(norm)
     return ops.batch_norm_relu(
         input,
@@ -42,6 +51,7 @@ def _norm_relu(norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
         momentum,
         norm.eps,
         residual=residual,
+        ceiling=ceiling,
         algorithm=norm.algorithm,
     )
 
@@ -49,8 +59,9 @@ def _norm_relu(norm: Any, input: Tensor, residual: Tensor | None) -> Tensor:
 def norm_relu(norm: Module, relu: Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(x) + residual): one operator where the layers are a BatchNorm2d and a ReLU, no more."""
     fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-    if fits and x.dim() == 4 and is_pair(norm, relu):
-        return _norm_relu(norm, x, residual)
+    ceiling = ceiling_of(relu)
+    if fits and x.dim() == 4 and ceiling is not None and is_pair(norm, relu):
+        return _norm_relu(norm, x, residual, ceiling)
     y = norm(x)
     return relu(y if residual is None else y + residual)
 
@@ -59,9 +70,18 @@ def is_pair(norm: Module, relu: Module) -> bool:
     """Whether relu(norm(x)) is batch_norm_relu and nothing else: our layer, torch's, and no hooks."""
     return (
         type(norm) is BatchNorm2d
-        and type(relu) is torch.nn.ReLU
+        and ceiling_of(relu) is not None
         and not (_has_hooks(norm) or _has_hooks(relu) or _has_any_global_hook())
     )
+
+
+def ceiling_of(relu: Module) -> float | None:
+    """What a ReLU, or a ReLU6 or Hardtanh from 0 on, never exceeds; None of any other layer."""
+    if type(relu) is torch.nn.ReLU:
+        return math.inf
+    if isinstance(relu, torch.nn.Hardtanh) and type(relu) in (torch.nn.ReLU6, torch.nn.Hardtanh):
+        return relu.max_val if relu.min_val == 0 < relu.max_val else None
+    return None
 
 
 def _has_hooks(module: Module) -> bool:
@@ -75,7 +95,7 @@ def _has_hooks(module: Module) -> bool:
 
 
 class NormReLUSequential(torch.nn.Sequential):
-    """A Sequential that runs a BatchNorm2d and the ReLU behind it as one operator.
+    """A Sequential that runs a BatchNorm2d and the ReLU or ReLU6 behind it as one operator.
 
     The layers stay what they are: one that is replaced or gets a hook later runs by itself again.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,25 +79,30 @@ def batch_norm_relu(
     eps: float = 1e-5,
     *,
     residual: Tensor | None = None,
+    ceiling: float = math.inf,
     algorithm: str | None = None,
 ) -> Tensor:
     """Batch normalisation, the sum with a residual, and ReLU, in the passes of the first alone.
 
-        y = relu(batch_norm(input) + residual)
+        y = min(relu(batch_norm(input) + residual), ceiling)
 
-    Rounded once. The backward pass reads y to know where the ReLU let pass; what is saved for it is
+    Rounded once. A gradient passes where 0 < y < ceiling, and where y is NaN; at both bounds it is
+    0, as that of torch's ReLU6. The backward pass reads y to know where; what is saved for it is
     what batch_norm and a convolution that reads y save anyway.
 
     Args:
         input, running_mean, running_var, weight, bias, training, momentum, eps: as batch_norm.
         residual: of input's shape and dtype, or None.
+        ceiling: what no output exceeds, above 0: 6 makes it ReLU6, infinity plain ReLU. It is rounded
+            to input's dtype.
         algorithm: as batch_norm.
 
     Returns:
-        As batch_norm. On a GPU, or in its emulator, the three operations run one after the other.
+        As batch_norm. On a GPU, or in its emulator, the operations run one after the other.
 
     Raises:
-        ShapeError, ValueError, TypeError: as batch_norm; ShapeError for a residual that does not fit.
+        ShapeError, ValueError, TypeError: as batch_norm; ShapeError for a residual that does not fit,
+            ValueError for a ceiling that is not above 0.
 
     Source: cuDNN's cudnnBatchNormalizationForwardTrainingEx, CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION.
     """
@@ -107,12 +113,16 @@ def batch_norm_relu(
             f"{op}: residual must have input's shape {tuple(input.shape)} and dtype {input.dtype},"
             f" got {tuple(residual.shape)} and {residual.dtype}"
         )
+    ceiling = _shapes.number(op, "ceiling", ceiling)
+    if not ceiling > 0:
+        raise ValueError(f"{op}: ceiling must be above 0, got {ceiling}")
     per_channel = (running_mean, running_var, weight, bias)
     rest = (per_channel, training, momentum, eps, algorithm)
     if input.is_cuda or _native.emulates_cuda:
         y = _normalise(op, input, None, *rest, _batch_norm)
-        return (y if residual is None else y + residual).relu()
-    return _normalise(op, input, residual, *rest, _batch_norm_relu)
+        y = y if residual is None else y + residual
+        return y.relu() if ceiling == math.inf else torch.nn.functional.hardtanh(y, 0.0, ceiling)
+    return _normalise(op, input, residual, *rest, _batch_norm_relu, ceiling)
 
 
 def _normalise(
@@ -125,6 +135,7 @@ def _normalise(
     eps: float,
     algorithm: str | None,
     kernels: Any,
+    ceiling: float = math.inf,
 ) -> Tensor:
     """Checks the arguments of `op`, calls one of its two kernels, moves the running statistics."""
     floating(op, input)
@@ -139,13 +150,15 @@ def _normalise(
 
     x = _as_images(input)
     operands: tuple[Tensor | None, ...] = (x,)
+    rest: tuple[Any, ...] = (eps, algorithm)
     if kernels is _batch_norm_relu:
         operands = (x, None if residual is None else _as_images(residual))
+        rest = (eps, ceiling, algorithm)
     running_mean, running_var, weight, bias = per_channel
     weight = weight if weight is None or weight.dtype == dtype else weight.to(dtype)
     bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
     if training:
-        y, mean, var = kernels.train(*operands, weight, bias, eps, algorithm)
+        y, mean, var = kernels.train(*operands, weight, bias, *rest)
         if running_mean is not None and running_var is not None and values > 0:
             _batch_norm.update(running_mean, running_var, mean, var, values, momentum)
     else:
@@ -154,7 +167,7 @@ def _normalise(
         # Copies where a backward pass may read them: a later batch must not change this gradient.
         copy = torch.is_grad_enabled()
         mean, var = running_mean.to(dtype, copy=copy), running_var.to(dtype, copy=copy)
-        y = kernels.eval(*operands, mean, var, weight, bias, eps, algorithm)
+        y = kernels.eval(*operands, mean, var, weight, bias, *rest)
     return y if y.dim() == input.dim() else y.reshape(input.shape)
 
 

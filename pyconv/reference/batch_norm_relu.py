@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,9 +17,14 @@ from pyconv.reference.batch_norm import (
 )
 
 
-def _finish(y: Tensor, residual: Tensor | None, x: Tensor) -> Tensor:
-    """relu(y + residual), rounded once to x's dtype."""
-    y = torch.relu(y if residual is None else y + wide(residual))
+def clipped(y: Tensor, ceiling: float) -> Tensor:
+    """min(relu(y), ceiling)."""
+    return torch.relu(y) if ceiling == math.inf else torch.clamp(y, 0, ceiling)
+
+
+def _finish(y: Tensor, residual: Tensor | None, ceiling: float, x: Tensor) -> Tensor:
+    """min(relu(y + residual), ceiling), rounded once to x's dtype."""
+    y = clipped(y if residual is None else y + wide(residual), ceiling)
     return y.to(x.dtype).contiguous(memory_format=format_of(x))
 
 
@@ -28,11 +34,12 @@ def batch_norm_relu_train(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    ceiling: float,
     algorithm: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = relu((x - mean) * r * weight + bias + residual); also mean and biased var of x."""
+    """y = min(relu((x - mean) * r * weight + bias + residual), ceiling); also mean and biased var of x."""
     y, mean, var = batch_norm_train(wide(x), weight, bias, eps, algorithm)
-    return _finish(y, residual, x), mean, var
+    return _finish(y, residual, ceiling, x), mean, var
 
 
 def batch_norm_relu_eval(
@@ -43,21 +50,26 @@ def batch_norm_relu_eval(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    ceiling: float,
     algorithm: str,
 ) -> Tensor:
-    """y = relu((x - mean) * r * weight + bias + residual), the statistics given."""
-    return _finish(batch_norm_eval(wide(x), mean, var, weight, bias, eps, algorithm), residual, x)
+    """y = min(relu((x - mean) * r * weight + bias + residual), ceiling), the statistics given."""
+    y = batch_norm_eval(wide(x), mean, var, weight, bias, eps, algorithm)
+    return _finish(y, residual, ceiling, x)
 
 
-def passed(dy: Tensor, y: Tensor) -> Tensor:
-    """The gradient before a ReLU whose output is y: dy where y is not 0. A NaN lets pass."""
-    return dy.masked_fill(y <= 0, 0)
+def passed(dy: Tensor, y: Tensor, ceiling: float) -> Tensor:
+    """The gradient before a ReLU whose output is y: dy where 0 < y < ceiling. A NaN lets pass."""
+    stopped = y <= 0
+    if ceiling != math.inf:
+        stopped = stopped | (y >= torch.full((), ceiling, dtype=y.dtype, device=y.device))
+    return dy.masked_fill(stopped, 0)
 
 
 def _behind_the_mask(
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """g = dy where y > 0, else 0: dresidual = g (empty unless asked for), the others batch_norm's of g."""
+    """g = dy where 0 < y < ceiling, else 0: dresidual = g (empty unless asked for), the others batch_norm's of g."""
 
     def bwd(
         dy: Tensor,
@@ -68,9 +80,10 @@ def _behind_the_mask(
         weight: Tensor | None,
         residual: bool,
         eps: float,
+        ceiling: float,
         algorithm: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        g = passed(dy, y).contiguous(memory_format=format_of(x))
+        g = passed(dy, y, ceiling).contiguous(memory_format=format_of(x))
         dx, dweight, dbias = backward(g, x, mean, var, weight, eps, algorithm)
         return dx, g if residual else g.new_empty(0), dweight, dbias
 

@@ -10,9 +10,11 @@ namespace pyconv::batch_norm {
 
 using pyconv::Affine, pyconv::Gradients, pyconv::Statistics;
 
-// What comes back: dy, and after a relu its output y, which says where it let something pass; else null.
+// What comes back: dy, and after a relu its output y, which says where it let something pass: above 0 and below its
+// ceiling, NaN for none; else null.
 struct Upstream {
   const void *dy, *y = nullptr;
+  double ceiling = __builtin_nan("");
 };
 
 // x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole. The epilogue has no bias.

@@ -48,10 +48,12 @@ template <class T, bool relu>
 struct Upstream {
   using A = acc_t<T>;
   const T *dy, *y;
+  A ceiling;  // NaN for none
   template <class Get>
   inline __attribute__((always_inline)) vec<A> operator()(const Get& get, int64_t i) const {
     const vec<A> g = get(dy + i, A(0));
     if constexpr (!relu) return g;
-    return get(y + i, A(0)) <= 0 ? vec<A>{} : g;  // a NaN lets pass, as torch's does
+    const vec<A> v = get(y + i, A(0));
+    return (v <= 0) | (v >= ceiling) ? vec<A>{} : g;  // a NaN lets pass, as torch's does
   }
 };

@@ -26,8 +26,9 @@ void bwd(const NormShape& s, const batch_norm::Upstream& up, const void* x, cons
     using A = acc_t<T>;
     const auto run = [&](auto relu) {
       constexpr bool is_relu = decltype(relu)::value != 0;
-      bwd<T, A, is_relu>(s, {(const T*)up.dy, (const T*)up.y}, (const T*)x, (const A*)given.mean, (const A*)given.var,
-                         (const A*)weight, (T*)out.dx, (T*)out.dresidual, (A*)out.dweight, (A*)out.dbias);
+      bwd<T, A, is_relu>(s, {(const T*)up.dy, (const T*)up.y, A(up.ceiling)}, (const T*)x, (const A*)given.mean,
+                         (const A*)given.var, (const A*)weight, (T*)out.dx, (T*)out.dresidual, (A*)out.dweight,
+                         (A*)out.dbias);
     };
     up.y ? run(Int<1>()) : run(Int<0>());
   });

@@ -1,5 +1,5 @@
 // batch_norm / planes: NCHW, one channel at a time.
-// Computes  the formulas of reference.cpp, act(v) = max(v + residual, 0) where asked. Sums of d = x - shift:
+// Computes  the formulas of reference.cpp, act(v) = min(max(v + residual, 0), ceiling) where asked. Sums of d = x - shift:
 //             mean = shift + sum d / M        var = (sum d^2 - (sum d)^2 / M) / M
 //           where shift is the mean of some values. Should it lie so far from the mean that var loses digits, the channel
 //           is summed again around its mean

@@ -1,8 +1,8 @@
 // batch_norm / reference.
 // Computes  y = act((x - mean[c]) * r[c] * weight[c] + bias[c]),  r = 1/sqrt(var + eps),  for every value of channel c
-//           act(v) = max(v + residual, 0) with what of it is asked for
+//           act(v) = min(max(v + residual, 0), ceiling) with what of it is asked for
 //           train  mean = sum x / M,  var = sum (x - mean)^2 / M  over the M = N*H*W values;  eval: both are given
-//           dresidual = g = dy,  or after a relu dy where y > 0,  with xhat = (x - mean) * r
+//           dresidual = g = dy,  or after a relu dy where 0 < y < ceiling,  with xhat = (x - mean) * r
 //           dbias = sum g,  dweight = sum g * xhat
 //           dx = weight * r * (g - dbias/M - xhat * dweight/M) in training,  weight * r * g in eval
 // Shapes    x, y, dy, dx (N,C,H,W), any layout, through index functions;  all others (C,)
@@ -37,7 +37,7 @@ void normalise(const NormShape& s, int64_t c, const T* x, double mean, double va
   for_channel(s, c, [&](int64_t i) {
     double v = (widen(x[i]) - mean) * scale + offset;
     if (residual) v += widen(residual[i]);
-    store(&y[i], acc_t<T>(e.relu && v < 0 ? 0 : v));
+    store(&y[i], acc_t<T>(e.relu && v < 0 ? 0 : e.relu && v > e.ceiling ? e.ceiling : v));
   });
 }
 
@@ -72,7 +72,9 @@ template <class T>
 void bwd(const NormShape& s, const Upstream& up, const T* x, const acc_t<T>* mean, const acc_t<T>* var,
          const acc_t<T>* weight, const Gradients& out) {
   const T *dy = static_cast<const T*>(up.dy), *y = static_cast<const T*>(up.y);
-  const auto g = [&](int64_t i) { return y && widen(y[i]) <= 0 ? acc_t<T>(0) : widen(dy[i]); };
+  const auto g = [&](int64_t i) {
+    return y && (widen(y[i]) <= 0 || widen(y[i]) >= up.ceiling) ? acc_t<T>(0) : widen(dy[i]);
+  };
   T *dx = static_cast<T*>(out.dx), *dresidual = static_cast<T*>(out.dresidual);
   acc_t<T>*dweight = static_cast<acc_t<T>*>(out.dweight), *dbias = static_cast<acc_t<T>*>(out.dbias);
   const double M = at_least(s.per_channel(), 1);
