@@ -71,22 +71,35 @@ struct Panel<bf16> {
 template <class A, int R, int NV>
 PYCONV_INLINE void add_terms(const Left<A>& left, const Right<A>& right, vec<A> (&sum)[R][NV]) {
   constexpr int64_t L = Vec<A>::size;
-  // Rows of the right operand that lie apart, each in a page of its own, no prefetcher fetches.
-  constexpr int64_t ahead = 32;
+  // What no prefetcher fetches: rows of the right operand that lie apart, each in a page of its own, 32 terms ahead; else
+  // the rows of the left that come after these, a line a term. channels_last, 256 -> 64 channels at 56x56: 1.06 times as
+  // fast (two threads of Zen 5).
   const int64_t row = left.row, term = left.term, b_term = right.term;
-  const A* b = right.b;
+  const bool apart = b_term > 2 * L;
+  const A *b = right.b, *ahead = apart ? b + 32 * b_term : left.a + R * row;
+  const int64_t step = apart ? b_term : R;
   for (int64_t r = 0; r < left.n; r++) {
     const A* a = left.a + left.runs[r].from;
     const A* end = b + left.runs[r].count * b_term;
-    for (; b != end; a += term, b += b_term) {
+    for (; b != end; a += term, b += b_term, ahead += step) {
       vec<A> bk[NV];
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load(b + v * L);
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) __builtin_prefetch(b + ahead * b_term + v * L);
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) __builtin_prefetch(ahead + v * L);
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
         const A aik = a[i * row];
         _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += aik * bk[v];
       }
     }
+  }
+}
+
+// The lines that R rows of sums will be stored to, fetched while terms are added: 1x1 in channels_last, two threads of
+// Zen 5, 16 -> 96 channels at 112x112 1.2 times as fast, 24 -> 144 at 56x56 1.1 times.
+template <int R, int NV, class T>
+PYCONV_INLINE void prefetch_rows(const T* y, int64_t row) {
+  constexpr int64_t L = Vec<acc_t<T>>::size;
+  _Pragma("GCC unroll 16") for (int i = 0; i < R; i++, y += row) {
+    _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) __builtin_prefetch(y + v * L, 1);
   }
 }
 
@@ -105,6 +118,7 @@ PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, c
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(start.c + v * L);
     }
   }
+  if (!to.tile) prefetch_rows<R, NV>(to.y, to.row);
   add_terms<A>(left, right, sum);
   if (!to.tile && !to.finish.residual) {
     const vec<A> floor = splat(to.finish.floor);
@@ -241,10 +255,9 @@ void pack_b_turned(const T* at, int64_t row, int64_t rows, const Run* runs, int6
 }
 
 inline bool evenly_apart(const int64_t* at, int64_t count) {
-  for (int64_t i = 2; i < count; i++) {
-    if (at[i] - at[i - 1] != at[1] - at[0]) return false;
-  }
-  return true;
+  int64_t uneven = 0;
+  for (int64_t i = 2; i < count; i++) uneven |= (at[i] - at[i - 1]) ^ (at[1] - at[0]);
+  return uneven == 0;
 }
 
 // Rows as the left operand: where they lie, or a packed panel. One core of Zen 5, 14 rows, panels in L2: 4 KB apart, so

@@ -49,6 +49,19 @@ inline int64_t lines_at_a_time(int64_t all, int64_t line, int64_t most, int64_t 
   return best;
 }
 
+// first + i * down + k * right for each row i and column k; returns where they end. A line of single pixels has a loop of
+// its own: 1x1 layers in channels_last spent 4 to 26 % of their time here.
+inline int64_t* grid_offsets(int64_t first, int64_t rows, int64_t down, int64_t columns, int64_t right, int64_t* to) {
+  if (columns == 1) {
+    for (int64_t i = 0; i < rows; i++) to[i] = first + i * down;
+    return to + rows;
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t k = 0; k < columns; k++) *to++ = first + i * down + k * right;
+  }
+  return to;
+}
+
 // A slab is what one thread takes at a time: some rows of output pixels of one image, or several small images.
 template <class T>
 struct Im2col {
@@ -114,9 +127,7 @@ struct Im2col {
   void pixel_offsets(const Slab& slab, int64_t* pixel) const {
     const int64_t right = layout == Layout::nhwc ? w.step * P.w : 1;
     for (int64_t n = 0; n < slab.images; n++) {
-      for (int64_t oh = 0; oh < slab.rows; oh++) {
-        for (int64_t ow = 0; ow < w.out; ow++) *pixel++ = P(n, 0, oh * (h.step / line_step), 0) + ow * right;
-      }
+      pixel = grid_offsets(P(n, 0, 0, 0), slab.rows, h.step / line_step * P.h, w.out, right, pixel);
     }
   }
 
@@ -137,12 +148,9 @@ struct Im2col {
   }
 
  private:
-  static void fill_zero(T* to, int64_t count) {
-    for (int64_t k = 0; k < count; k++) to[k] = T();
-  }
-  static void copy(const T* from, int64_t count, T* to) {
-    for (int64_t k = 0; k < count; k++) to[k] = from[k];
-  }
+  // Not loops: GCC makes those over 16-bit storage types one value at a time, a fifth of what 3x3 with stride 2 took.
+  static void fill_zero(T* to, int64_t count) { __builtin_memset(static_cast<void*>(to), 0, count * sizeof(T)); }
+  static void copy(const T* from, int64_t count, T* to) { __builtin_memcpy(to, from, count * sizeof(T)); }
   const T* line(const T* image, int64_t ih) const { return ih < 0 || ih >= h.source ? nullptr : image + ih * S.h; }
 
   // `count` lines of one channel from `first` on: columns from w.lowest() on, those of one remainder modulo the stride

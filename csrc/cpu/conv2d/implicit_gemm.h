@@ -71,10 +71,8 @@ struct Problem {
   void output_offsets(const typename Im2col<T>::Slab& slab, int64_t* to) const {
     const Axis &h = u.h, &w = u.w;
     for (int64_t n = 0; n < slab.images; n++) {
-      for (int64_t oh = 0; oh < slab.rows; oh++) {
-        const int64_t line = O(n, 0, h.out0 + (slab.oh + oh) * h.out_step, w.out0);
-        for (int64_t ow = 0; ow < w.out; ow++) *to++ = line + ow * w.out_step * O.w;
-      }
+      const int64_t first = O(n, 0, h.out0 + slab.oh * h.out_step, w.out0);
+      to = grid_offsets(first, slab.rows, h.out_step * O.h, w.out, w.out_step * O.w, to);
     }
   }
 
