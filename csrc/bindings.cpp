@@ -37,42 +37,42 @@
   "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 
 // OP(name, arguments -> returns)
-#define PYCONV_OPS(OP)                                                                                                \
-  OP(conv2d, "(Tensor x, Tensor w, Tensor? b, " CONV "str algorithm) -> Tensor")                                      \
-  OP(conv2d_fused,                                                                                                    \
-     "(Tensor x, Tensor w, Tensor? b, Tensor? residual, bool relu, " CONV "Tensor? packed, str algorithm) -> Tensor") \
-  OP(conv2d_pack, "(Tensor x, Tensor w, " CONV "str algorithm) -> Tensor")                                            \
-  OP(conv2d_bwd_input,                                                                                                \
-     "(Tensor dy, Tensor w, SymInt ih, SymInt iw, " CONV "bool channels_last, str algorithm) -> Tensor")              \
-  OP(conv2d_bwd_weight,                                                                                               \
-     "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")              \
-  OP(max_pool2d, "(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> (Tensor y, Tensor indices)")               \
-  OP(max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE MAX_POOL "bool channels_last, str algorithm) -> Tensor")    \
-  OP(max_pool2d_taps, "(Tensor x, " MAX_POOL "bool ceil_mode, bool keep, str algorithm) -> (Tensor y, Tensor taps)")  \
-  OP(max_pool2d_taps_bwd, "(Tensor dy, Tensor taps, " PLANE AVG_POOL "bool channels_last, str algorithm) -> Tensor")  \
-  OP(avg_pool2d,                                                                                                      \
-     "(Tensor x, " AVG_POOL "bool ceil_mode, bool count_include_pad, int divisor, str algorithm) -> Tensor")          \
-  OP(avg_pool2d_bwd, "(Tensor dy, " PLANE AVG_POOL                                                                    \
-                     "bool count_include_pad, int divisor, bool channels_last, str algorithm) -> Tensor")             \
-  OP(adaptive_max_pool2d, "(Tensor x, SymInt oh, SymInt ow, str algorithm) -> (Tensor y, Tensor indices)")            \
-  OP(adaptive_max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE "bool channels_last, str algorithm) -> Tensor")    \
-  OP(adaptive_avg_pool2d, "(Tensor x, SymInt oh, SymInt ow, str algorithm) -> Tensor")                                \
-  OP(adaptive_avg_pool2d_bwd, "(Tensor dy, " PLANE "bool channels_last, str algorithm) -> Tensor")                    \
-  OP(max_unpool2d, "(Tensor x, Tensor indices, SymInt oh, SymInt ow, str algorithm) -> Tensor")                       \
-  OP(max_unpool2d_bwd, "(Tensor dy, Tensor indices, str algorithm) -> Tensor")                                        \
-  OP(batch_norm_train,                                                                                                \
-     "(Tensor x, Tensor? weight, Tensor? bias, float eps, str algorithm) -> (Tensor y, Tensor mean, Tensor var)")     \
-  OP(batch_norm_eval,                                                                                                 \
-     "(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm) -> Tensor")         \
-  OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                            \
-  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)                                                                             \
-  OP(batch_norm_relu_train,                                                                                           \
-     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, float ceiling, str algorithm) -> "        \
-     "(Tensor y, Tensor mean, Tensor var)")                                                                           \
-  OP(batch_norm_relu_eval,                                                                                            \
-     "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "                \
-     "float ceiling, str algorithm) -> Tensor")                                                                       \
-  OP(batch_norm_relu_train_bwd, BATCH_NORM_RELU_BWD)                                                                  \
+#define PYCONV_OPS(OP)                                                                                               \
+  OP(conv2d, "(Tensor x, Tensor w, Tensor? b, " CONV "str algorithm) -> Tensor")                                     \
+  OP(conv2d_fused, "(Tensor x, Tensor w, Tensor? b, Tensor? residual, bool relu, float ceiling, " CONV               \
+                   "Tensor? packed, str algorithm) -> Tensor")                                                       \
+  OP(conv2d_pack, "(Tensor x, Tensor w, " CONV "str algorithm) -> Tensor")                                           \
+  OP(conv2d_bwd_input,                                                                                               \
+     "(Tensor dy, Tensor w, SymInt ih, SymInt iw, " CONV "bool channels_last, str algorithm) -> Tensor")             \
+  OP(conv2d_bwd_weight,                                                                                              \
+     "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")             \
+  OP(max_pool2d, "(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> (Tensor y, Tensor indices)")              \
+  OP(max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE MAX_POOL "bool channels_last, str algorithm) -> Tensor")   \
+  OP(max_pool2d_taps, "(Tensor x, " MAX_POOL "bool ceil_mode, bool keep, str algorithm) -> (Tensor y, Tensor taps)") \
+  OP(max_pool2d_taps_bwd, "(Tensor dy, Tensor taps, " PLANE AVG_POOL "bool channels_last, str algorithm) -> Tensor") \
+  OP(avg_pool2d,                                                                                                     \
+     "(Tensor x, " AVG_POOL "bool ceil_mode, bool count_include_pad, int divisor, str algorithm) -> Tensor")         \
+  OP(avg_pool2d_bwd, "(Tensor dy, " PLANE AVG_POOL                                                                   \
+                     "bool count_include_pad, int divisor, bool channels_last, str algorithm) -> Tensor")            \
+  OP(adaptive_max_pool2d, "(Tensor x, SymInt oh, SymInt ow, str algorithm) -> (Tensor y, Tensor indices)")           \
+  OP(adaptive_max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE "bool channels_last, str algorithm) -> Tensor")   \
+  OP(adaptive_avg_pool2d, "(Tensor x, SymInt oh, SymInt ow, str algorithm) -> Tensor")                               \
+  OP(adaptive_avg_pool2d_bwd, "(Tensor dy, " PLANE "bool channels_last, str algorithm) -> Tensor")                   \
+  OP(max_unpool2d, "(Tensor x, Tensor indices, SymInt oh, SymInt ow, str algorithm) -> Tensor")                      \
+  OP(max_unpool2d_bwd, "(Tensor dy, Tensor indices, str algorithm) -> Tensor")                                       \
+  OP(batch_norm_train,                                                                                               \
+     "(Tensor x, Tensor? weight, Tensor? bias, float eps, str algorithm) -> (Tensor y, Tensor mean, Tensor var)")    \
+  OP(batch_norm_eval,                                                                                                \
+     "(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str algorithm) -> Tensor")        \
+  OP(batch_norm_train_bwd, BATCH_NORM_BWD)                                                                           \
+  OP(batch_norm_eval_bwd, BATCH_NORM_BWD)                                                                            \
+  OP(batch_norm_relu_train,                                                                                          \
+     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, float ceiling, str algorithm) -> "       \
+     "(Tensor y, Tensor mean, Tensor var)")                                                                          \
+  OP(batch_norm_relu_eval,                                                                                           \
+     "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "               \
+     "float ceiling, str algorithm) -> Tensor")                                                                      \
+  OP(batch_norm_relu_train_bwd, BATCH_NORM_RELU_BWD)                                                                 \
   OP(batch_norm_relu_eval_bwd, BATCH_NORM_RELU_BWD)
 
 STABLE_TORCH_LIBRARY(pyconv, m) {

@@ -14,6 +14,7 @@ from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 import pyconv.nn
 from pyconv._tracing import Untraceable, has_hooks, trace
+from pyconv.nn.batch_norm_relu import ceiling_of
 from pyconv.nn.fused import FusedConv2d
 from pyconv.ops._check import DTYPES
 
@@ -55,7 +56,6 @@ def _is_norm(module: Any, conv: Any) -> bool:
         and not module.training
         and module.running_mean is not None
         and module.num_features == conv.out_channels
-        and getattr(module, "ceiling", math.inf) == math.inf
     )
 
 
@@ -106,14 +106,14 @@ def _ends_in_conv(module: Module) -> bool:
 
 @dataclass
 class Chain:
-    """conv [norm] [+ residual] [relu], each read by nothing but the next."""
+    """conv [norm] [+ residual] [relu or relu6], each read by nothing but the next."""
 
     nodes: list[fx.Node]
     labels: list[str]
     conv: Any
     norm: Any | None = None
     residual: fx.Node | None = None
-    relu: bool = False
+    ceiling: float | None = None  # of a relu, infinity without one; None without a relu
 
     def target(self, graph: fx.Graph, taken: dict[str, Module]) -> str:
         """Where the fused layer goes: beside the convolution, under the names of what it joins."""
@@ -172,12 +172,12 @@ def _from(
             chain.labels.append(label(reader))
             chain.norm = layer
             if type(layer) is pyconv.nn.BatchNormReLU2d:
-                chain.relu = True
+                chain.ceiling = layer.ceiling
                 return chain
             reader = _only_reader(reader)
     if reader is not None and (residual := _added(reader, chain.nodes[-1])) is not None:
         end = _only_reader(reader)
-        end = end if end is not None and _is_relu(end, root, made) else reader
+        end = end if end is not None and _ceiling(end, root, made) is not None else reader
         if _can_move(node, end, {*chain.nodes, reader}, graph, root, made):
             chain.nodes.append(reader)
             chain.labels.append("add")
@@ -185,10 +185,10 @@ def _from(
             reader = _only_reader(reader)
         else:
             reader = None
-    if reader is not None and _is_relu(reader, root, made):
+    if reader is not None and (ceiling := _ceiling(reader, root, made)) is not None:
         chain.nodes.append(reader)
         chain.labels.append(label(reader) if reader.op == "call_module" else "relu")
-        chain.relu = True
+        chain.ceiling = ceiling
     return chain
 
 
@@ -201,11 +201,14 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
     return reader if reader is not None and reader.op != "output" else None
 
 
-def _is_relu(node: fx.Node, root: Module, made: dict[str, Module]) -> bool:
+def _ceiling(node: fx.Node, root: Module, made: dict[str, Module]) -> float | None:
+    """What this ReLU or ReLU6 never exceeds, infinity of the first; None of anything else."""
     if node.op == "call_module":
         layer = None if node.target in made else root.get_submodule(str(node.target))
-        return type(layer) is torch.nn.ReLU and not has_hooks(layer)
-    return _calls(node, _RELUS)
+        return None if layer is None or has_hooks(layer) else ceiling_of(layer)
+    if _calls(node, (torch.nn.functional.relu6,)):
+        return 6.0
+    return math.inf if _calls(node, _RELUS) else None
 
 
 def _added(node: fx.Node, to: fx.Node) -> fx.Node | None:

@@ -57,7 +57,7 @@ def _write_to_log(report: Report) -> None:
 def fuse(model: Module, *, report: Callable[[Report], None] = _write_to_log) -> Module:
     """A copy of `model` for inference: chains of its layers fused, the others on pyconv's kernels.
 
-    A chain is a convolution followed by any of: batch norm, an addition, a ReLU, in that order,
+    A chain is a convolution followed by any of: batch norm, an addition, a ReLU or ReLU6, in that order,
     each read by nothing but the next. Batch norm is folded in float64 and rounded once:
 
         weight' = weight * gamma / sqrt(var + eps)      bias' = (bias - mean) * gamma / sqrt(...) + beta
@@ -69,7 +69,7 @@ def fuse(model: Module, *, report: Callable[[Report], None] = _write_to_log) -> 
 
     A module is left as it is, and the reason reported, where its forward cannot be followed: where
     it decides by the values, sizes or types of its inputs, has optional arguments, keeps something
-    for later, or has hooks. Its children are then still fused one by one. A ReLU6 or another
+    for later, or has hooks. Its children are then still fused one by one. Any other
     activation stays a layer of its own.
 
     Args:
@@ -165,7 +165,10 @@ class _Fuser:
         while (chain := _chains.first(graph, module, layers)) is not None:
             target = chain.target(graph, layers)
             layer = FusedConv2d.like(
-                chain.conv, *_folded(chain.conv, chain.norm), chain.relu, " + ".join(chain.labels)
+                chain.conv,
+                *_folded(chain.conv, chain.norm),
+                chain.ceiling,
+                " + ".join(chain.labels),
             )
             layers[target] = layer
             self._done.fused[_join(name, target)] = layer.stands_for

@@ -1,5 +1,7 @@
 """conv2d_fused: bias, residual and ReLU in the kernels' own store, judged in float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from tests.helpers import (
 ALGORITHMS = _native.lib.algorithms["conv2d"] if _native.lib else ["reference"]
 ids = {"ids": str}
 CASE = conv2d("ic16ih9oc17kh3ph1")
+GEOMETRY = (1, 1, 1, 1, 1, 1, 1, None, "")
 
 
 def operands(case, dtype=torch.float32, layout=torch.contiguous_format):
@@ -31,22 +34,23 @@ def operands(case, dtype=torch.float32, layout=torch.contiguous_format):
     return x, w, random(case.oc, dtype=dtype), random(*size, dtype=dtype, layout=layout)
 
 
-def in_steps(x, w, b, residual, relu, **arguments):
+def in_steps(x, w, b, residual, relu, ceiling=math.inf, **arguments):
     """What torch's user writes without it."""
     y = F.conv2d(x, w, b, **arguments)
     y = y if residual is None else y + residual
-    return y.relu() if relu else y
+    return y.clamp(0, ceiling) if relu else y
 
 
-def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True):
+def check_against_float64(case, dtype, layout, algorithm, relu=True, add=True, ceiling=1.5):
     x, w, b, residual = operands(case, dtype, layout)
     residual = residual if add else None
+    arguments = {**case.arguments, "ceiling": ceiling if relu else math.inf}
     y = runs_or_refuses(
-        lambda: ops.conv2d_fused(x, w, b, residual, relu, **case.arguments, algorithm=algorithm)
+        lambda: ops.conv2d_fused(x, w, b, residual, relu, **arguments, algorithm=algorithm)
     )
     if y is None:
         return
-    expected = in_steps(*in_float64(x, w, b, residual), relu, **case.arguments)
+    expected = in_steps(*in_float64(x, w, b, residual), relu, **arguments)
     sizes = (t if t is None else t.double().abs() for t in (x, w, b, residual))
     magnitude = in_steps(*sizes, False, **case.arguments)
     if algorithm in (None, "winograd") and fits_winograd(case):
@@ -90,13 +94,14 @@ def test_the_same_bits_as_in_steps(case, algorithm, add, relu, layout):
     """Where sums are kept in the storage type itself, one store rounds as three steps do."""
     x, w, b, residual = operands(case, layout=layout)
     residual = residual if add else None
+    ceiling = {"ceiling": 1.5} if relu else {}
     arguments = dict(**case.arguments, algorithm=algorithm)
-    y = runs_or_refuses(lambda: ops.conv2d_fused(x, w, b, residual, relu, **arguments))
+    y = runs_or_refuses(lambda: ops.conv2d_fused(x, w, b, residual, relu, **arguments, **ceiling))
     if y is None:
         return
     steps = ops.conv2d(x, w, b, **arguments)
     steps = steps + residual if add else steps
-    assert torch.equal(y, steps.relu() if relu else steps)
+    assert torch.equal(y, steps.clamp(0, 1.5) if relu else steps)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
@@ -125,8 +130,8 @@ def test_nan_and_inf_pass_the_relu_as_they_pass_torchs(algorithm, groups, dtype,
     x = torch.zeros(1, 32, 6, 6, dtype=dtype).to(memory_format=layout)
     w = torch.ones(32, 32 // groups, 3, 3, dtype=dtype)
 
-    def check(residual, bias):
-        arguments = dict(padding=1, groups=groups)
+    def check(residual, bias, ceiling):
+        arguments = dict(padding=1, groups=groups, ceiling=ceiling)
         y = runs_or_refuses(
             lambda: ops.conv2d_fused(x, w, bias, residual, True, **arguments, algorithm=algorithm)
         )
@@ -134,8 +139,9 @@ def test_nan_and_inf_pass_the_relu_as_they_pass_torchs(algorithm, groups, dtype,
             expected = in_steps(x, w, bias, residual, True, **arguments)
             torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
 
-    check(residual, None)
-    check(None, special.repeat(6)[:32].to(dtype))
+    check(residual, None, 6.0)
+    check(None, special.repeat(6)[:32].to(dtype), 1.5)
+    check(residual, None, math.inf)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
@@ -186,8 +192,8 @@ def test_the_same_bits_for_any_number_of_threads(algorithm):
 
 def test_plain_pytorch_reference_says_the_same():
     x, w, b, residual = operands(CASE, torch.float64)
-    y = reference.conv2d_fused(x, w, b, residual, True, 1, 1, 1, 1, 1, 1, 1, None, "")
-    torch.testing.assert_close(y, in_steps(x, w, b, residual, True, padding=1))
+    y = reference.conv2d_fused(x, w, b, residual, True, 1.5, *GEOMETRY)
+    torch.testing.assert_close(y, in_steps(x, w, b, residual, True, 1.5, padding=1))
 
 
 # --- what is refused
@@ -204,6 +210,10 @@ def test_plain_pytorch_reference_says_the_same():
         (dict(padding=-1), ShapeError, "padding must be at least 0"),
         (dict(groups=2), ShapeError, "groups=2"),
         (dict(weight=torch.ones(4, 3, 3)), ShapeError, "weight must be 4-D"),
+        (dict(ceiling=0.0), ValueError, "ceiling must be above 0, got 0.0"),
+        (dict(ceiling=math.nan), ValueError, "ceiling must be above 0, got nan"),
+        (dict(ceiling="6"), TypeError, "ceiling must be a float"),
+        (dict(ceiling=6, relu=False), ValueError, "ceiling must be infinity without relu"),
         (dict(algorithm="none of these"), ValueError, "no algorithm"),
         (dict(input=torch.ones(2, 3, 8, 8, dtype=torch.int32)), ShapeError, "input must be float"),
     ],
@@ -229,7 +239,7 @@ def test_a_wanted_gradient_is_refused(which):
     with pytest.raises(RuntimeError, match=r"inference only.*pyconv\.fuse"):
         ops.conv2d_fused(*tensors, True, **CASE.arguments)
     with pytest.raises(RuntimeError, match="inference only"):
-        torch.ops.pyconv.conv2d_fused(*tensors, True, 1, 1, 1, 1, 1, 1, 1, None, "")
+        torch.ops.pyconv.conv2d_fused(*tensors, True, 1.5, *GEOMETRY)
     with torch.no_grad():
         ops.conv2d_fused(*tensors, True, **CASE.arguments)
     with torch.inference_mode():
@@ -254,9 +264,8 @@ def test_a_wanted_tangent_is_refused():
 @pytest.mark.parametrize("layout", LAYOUTS, **ids)
 def test_opcheck(layout):
     x, w, b, residual = operands(CASE, layout=layout)
-    geometry = (1, 1, 1, 1, 1, 1, 1, None, "")
-    for arguments in ((x, w, b, residual, True), (x, w, None, None, False)):
-        torch.library.opcheck(torch.ops.pyconv.conv2d_fused.default, (*arguments, *geometry))
+    for arguments in ((x, w, b, residual, True, 1.5), (x, w, None, None, False, math.inf)):
+        torch.library.opcheck(torch.ops.pyconv.conv2d_fused.default, (*arguments, *GEOMETRY))
 
 
 def test_compile_and_export():
@@ -264,7 +273,7 @@ def test_compile_and_export():
 
     class Fused(torch.nn.Module):
         def forward(self, x, w, b, residual):
-            return ops.conv2d_fused(x, w, b, residual, True, padding=1)
+            return ops.conv2d_fused(x, w, b, residual, True, padding=1, ceiling=1.5)
 
     expected = Fused()(*tensors)
     assert torch.equal(torch.compile(Fused(), fullgraph=True)(*tensors), expected)
@@ -287,7 +296,7 @@ def test_vmap(in_dims):
         tensors.append(t if dim is None else torch.stack([t, -t, t + 1], dim))
 
     def f(*tensors):
-        return ops.conv2d_fused(*tensors, True, padding=1)
+        return ops.conv2d_fused(*tensors, True, padding=1, ceiling=1.5)
 
     y = vmap(f, in_dims)(*tensors)
     for i in range(3):

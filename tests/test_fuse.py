@@ -1,5 +1,7 @@
 """pyconv.fuse: the same function in fewer layers."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,10 @@ def test_bottlenecks():
 
 def test_inverted_residuals_open_the_sequential_that_is_added():
     check(InvertedResidual(4, nn.ReLU), images(4), chains=["0 + 1 + 2", "0 + 1 + 2", "2 + 3 + add"])
-    check(InvertedResidual(4, nn.ReLU6), images(4), chains=["0 + 1", "0 + 1", "2 + 3 + add"])
+    chains = ["0 + 1 + 2", "0 + 1 + 2", "2 + 3 + add"]
+    check(InvertedResidual(4, nn.ReLU6), images(4), chains=chains)
+    check(InvertedResidual(4, partial(nn.Hardtanh, 0.0, 0.2)), images(4), chains=chains)
+    check(InvertedResidual(4, nn.Hardtanh), images(4), chains=["0 + 1", "0 + 1", "2 + 3 + add"])
 
 
 @pytest.mark.parametrize("namespace", [nn, ours], ids=["torch", "pyconv"])
@@ -151,7 +156,8 @@ def later_shortcut(m, x):
         (lambda m, x: m.a(x) + 1, []),
         (lambda m, x: torch.add(m.a(x), x, alpha=2), []),
         (lambda m, x: m.a(x) - x, []),
-        (lambda m, x: F.relu6(m.a(x)), []),
+        (lambda m, x: F.relu6(m.a(x)), ["a + relu"]),
+        (lambda m, x: F.hardtanh(m.a(x)), []),
         # another shape or dtype: added apart, as torch would
         (lambda m, x: m.relu(m.a(x) + m.shift), ["a + add + relu"]),
         (lambda m, x: m.relu(m.a(x[:1]) + x), ["a + add + relu"]),

@@ -190,12 +190,13 @@ def test_another_batch_norm_does_not_take_its_place():
 
 def test_the_layer_is_fused_with_a_convolution_for_inference():
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), ours.BatchNormReLU2d(4)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), ours.BatchNormReLU2d(4, ceiling=0.3)).eval()
     model[1].running_mean.normal_()
     x = torch.randn(2, 3, 6, 6)
     fused = pyconv.fuse(model, report=quiet)
     assert len(list(fused.children())) == 1
     torch.testing.assert_close(fused(x), model(x))
+    assert fused(x).max() == torch.tensor(0.3)
 
 
 def test_an_input_of_another_dimension_is_refused():

@@ -121,18 +121,17 @@ PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, c
   if (!to.tile) prefetch_rows<R, NV>(to.y, to.row);
   add_terms<A>(left, right, sum);
   if (!to.tile && !to.finish.residual) {
-    const vec<A> floor = splat(to.finish.floor);
+    const Finish<T> finish = to.finish;
     const int64_t row = to.row, last = to.lanes - (NV - 1) * L;
     T* y = to.y;
     if (last >= L) {
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++, y += row) {
-        _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)
-            store_narrow(y + v * L, sum[i][v] < floor ? floor : sum[i][v]);
+        _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) store_narrow(y + v * L, finish.clipped(sum[i][v]));
       }
     } else {
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++, y += row) {
-        if constexpr (NV == 2) store_narrow(y, sum[i][0] < floor ? floor : sum[i][0]);
-        store_narrow_first(y + (NV - 1) * L, sum[i][NV - 1] < floor ? floor : sum[i][NV - 1], last);
+        if constexpr (NV == 2) store_narrow(y, finish.clipped(sum[i][0]));
+        store_narrow_first(y + (NV - 1) * L, finish.clipped(sum[i][NV - 1]), last);
       }
     }
     return;

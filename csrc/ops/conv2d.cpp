@@ -48,8 +48,8 @@ Conv2dShape forward_shape(const char* op, const Tensor& x, const Tensor& w, cons
 
 // y = act(conv(x, w) + b + residual): both forward ops.
 Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalTensor& b,
-               const OptionalTensor& residual, bool relu, const Geometry& g, const OptionalTensor& packed,
-               const std::string& algorithm) {
+               const OptionalTensor& residual, bool relu, double ceiling, const Geometry& g,
+               const OptionalTensor& packed, const std::string& algorithm) {
   const Conv2dShape s = forward_shape(op, x, w, g);
   require(!b || (b->dim() == 1 && b->size(0) == s.OC && b->scalar_type() == x.scalar_type()), op,
           "bias must be (OC,) of the input's dtype");
@@ -64,7 +64,8 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
   if (residual) rd = dense(*residual, s.layout);
   Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
   Device on(x);
-  const Epilogue e = {on.in("bias", bd), on.in("residual", rd), relu};
+  const Epilogue e = {on.in("bias", bd), on.in("residual", rd), relu, ceiling_in(s.dtype, ceiling)};
+  require(!on.cuda() || ceiling == __builtin_inf(), op, "there is no CUDA kernel with a ceiling");
   if (packed && !on.cuda()) {
     require(packed->scalar_type() == ScalarType::Byte && packed->is_contiguous(), op, "packed must be conv2d_pack's");
     conv2d::fwd_packed(s, xd.const_data_ptr(), wd.const_data_ptr(), packed->const_data_ptr(), packed->numel(), e,
@@ -79,14 +80,15 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
               int64_t DH, int64_t DW, int64_t G, const std::string& algorithm) {
-  return forward("pyconv::conv2d", x, w, b, OptionalTensor(), false, {SH, SW, PH, PW, DH, DW, G}, OptionalTensor(),
-                 algorithm);
+  return forward("pyconv::conv2d", x, w, b, OptionalTensor(), false, __builtin_inf(), {SH, SW, PH, PW, DH, DW, G},
+                 OptionalTensor(), algorithm);
 }
 
 Tensor conv2d_fused(const Tensor& x, const Tensor& w, const OptionalTensor& b, const OptionalTensor& residual,
-                    bool relu, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, int64_t G,
-                    const OptionalTensor& packed, const std::string& algorithm) {
-  return forward("pyconv::conv2d_fused", x, w, b, residual, relu, {SH, SW, PH, PW, DH, DW, G}, packed, algorithm);
+                    bool relu, double ceiling, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW,
+                    int64_t G, const OptionalTensor& packed, const std::string& algorithm) {
+  return forward("pyconv::conv2d_fused", x, w, b, residual, relu, ceiling, {SH, SW, PH, PW, DH, DW, G}, packed,
+                 algorithm);
 }
 
 Tensor conv2d_pack(const Tensor& x, const Tensor& w, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,

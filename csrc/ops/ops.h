@@ -15,8 +15,8 @@ using Tensor4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& b, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
               int64_t DH, int64_t DW, int64_t G, const std::string& algorithm);
 Tensor conv2d_fused(const Tensor& x, const Tensor& w, const OptionalTensor& b, const OptionalTensor& residual,
-                    bool relu, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, int64_t G,
-                    const OptionalTensor& packed, const std::string& algorithm);
+                    bool relu, double ceiling, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW,
+                    int64_t G, const OptionalTensor& packed, const std::string& algorithm);
 Tensor conv2d_pack(const Tensor& x, const Tensor& w, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,
                    int64_t DW, int64_t G, const std::string& algorithm);
 Tensor conv2d_bwd_input(const Tensor& dy, const Tensor& w, int64_t IH, int64_t IW, int64_t SH, int64_t SW, int64_t PH,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pyconv._register import batch_norm as _norm
 from pyconv._register._core import empty, memory_format, register
-from pyconv.reference.batch_norm_relu import clipped, passed
+from pyconv.reference._common import clipped
+from pyconv.reference.batch_norm_relu import passed
 
 
 class _Behind:

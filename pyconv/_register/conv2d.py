@@ -35,7 +35,9 @@ def _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm):
     return empty(x, size, memory_format(x, w))
 
 
-def _fake_fused(x, w, b, residual, relu, sh, sw, ph, pw, dh, dw, groups, packed, algorithm):
+def _fake_fused(
+    x, w, b, residual, relu, ceiling, sh, sw, ph, pw, dh, dw, groups, packed, algorithm
+):
     y = _fake_fwd(x, w, b, sh, sw, ph, pw, dh, dw, groups, algorithm)
     if residual is not None:
         _shapes.conv2d_residual(residual.shape, y.shape)
@@ -197,18 +199,18 @@ def _fwd_vmap(info: Any, in_dims: tuple, x, w, b, sh, sw, ph, pw, dh, dw, groups
     return _from_channels(y, size), 1
 
 
-def _fused_vmap(info: Any, in_dims: tuple, x, w, b, residual, relu, *rest):
+def _fused_vmap(info: Any, in_dims: tuple, x, w, b, residual, relu, ceiling, *rest):
     size, (*geometry, groups, _, algorithm) = info.batch_size, rest
     one_weight = in_dims[1] is None and (b is None or in_dims[2] is None)
     together = (lambda t: t.flatten(0, 1)) if one_weight else _as_channels
     xs = together(_batch(x, in_dims[0], size))
     zs = None if residual is None else together(_batch(residual, in_dims[3], size))
     if one_weight:
-        y = _fused(xs, w, b, zs, relu, *rest)
+        y = _fused(xs, w, b, zs, relu, ceiling, *rest)
         return y.unflatten(0, (size, y.shape[0] // size)), 0
     ws = _batch(w, in_dims[1], size).flatten(0, 1)
     bs = None if b is None else _batch(b, in_dims[2], size).flatten()
-    y = _fused(xs, ws, bs, zs, relu, *geometry, groups * size, None, algorithm)
+    y = _fused(xs, ws, bs, zs, relu, ceiling, *geometry, groups * size, None, algorithm)
     return _from_channels(y, size), 1
 
 
@@ -246,7 +248,7 @@ def _fwd_flops(x, w, b, *rest, out_shape, **_) -> int:
     return _flops(out_shape, w[1:])
 
 
-def _fused_flops(x, w, b, residual, relu, *rest, out_shape, **_) -> int:
+def _fused_flops(x, w, b, residual, *rest, out_shape, **_) -> int:
     return _flops(out_shape, w[1:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,6 +195,9 @@ def _conv(layer: nn.Conv2d, x: Tensor, collected: _Collected) -> dict[str, Any]:
         "dilation": layer.dilation,
         "groups": layer.groups,
         "relu": getattr(layer, "relu", False) is True,
+        "ceiling": ceiling
+        if math.isfinite(ceiling := getattr(layer, "ceiling", math.inf))
+        else None,
         "source": source,  # the padded image, where padding is not zeros
         "w": collected.put(layer.weight),
         "b": None if layer.bias is None else collected.put(layer.bias),

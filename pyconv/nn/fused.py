@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,23 +16,36 @@ from pyconv.nn.conv import Conv2d
 class FusedConv2d(Conv2d):
     """act(conv2d(x) + residual) in one pass, for inference: pyconv.ops.conv2d_fused as a layer.
 
-    act is relu if `relu`, else nothing; the residual is an optional second input. A convolution
+    act(v) is min(relu(v), ceiling) if `relu`, else v; the residual is an optional second input. A convolution
     whose parameters hold what batch norm made of them; they want no gradient and the layer has no
     training mode. `stands_for` names the layers it replaces, for its repr.
     """
 
-    def __init__(self, *args: Any, relu: bool = False, stands_for: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        relu: bool = False,
+        ceiling: float = math.inf,
+        stands_for: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.requires_grad_(False)
         self.relu = relu
+        self.ceiling = ceiling
         self.stands_for = stands_for
         self.training = False
 
     @classmethod
     def like(
-        cls, conv: torch.nn.Conv2d, weight: Tensor, bias: Tensor | None, relu: bool, stands_for: str
+        cls,
+        conv: torch.nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        ceiling: float | None,
+        stands_for: str,
     ) -> FusedConv2d:
-        """The geometry of `conv`, other values."""
+        """The geometry of `conv`, other values; no ReLU where `ceiling` is None."""
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -43,7 +57,8 @@ class FusedConv2d(Conv2d):
             bias is not None,
             conv.padding_mode,
             device="meta",
-            relu=relu,
+            relu=ceiling is not None,
+            ceiling=math.inf if ceiling is None else ceiling,
             stands_for=stands_for,
         )
         layer.weight = Parameter(weight, requires_grad=False)
@@ -56,7 +71,7 @@ class FusedConv2d(Conv2d):
         x, padding = self._padded(input)
         if residual is not None and not self._fits(x, padding, residual):
             y = self._fused(x, None, False, padding) + residual  # broadcast or promoted
-            return y.relu() if self.relu else y
+            return y.clamp(0, self.ceiling) if self.relu else y
         return self._fused(x, residual, self.relu, padding)
 
     def _fused(self, x: Tensor, residual: Tensor | None, relu: bool, padding: Any) -> Tensor:
@@ -73,6 +88,7 @@ class FusedConv2d(Conv2d):
             padding,
             self.dilation,
             self.groups,
+            ceiling=self.ceiling if relu else math.inf,
             packed=packed,
             algorithm=self.algorithm,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyconv import _shapes
+from pyconv import _native, _shapes
 from pyconv._register import conv2d as _conv2d
 from pyconv.ops._check import algorithm_name, batched, same_dtype
 
@@ -80,17 +81,19 @@ def conv2d_fused(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    ceiling: float = math.inf,
     packed: Tensor | None = None,
     algorithm: str | None = None,
 ) -> Tensor:
     """act(conv2d(input, weight, bias) + residual) in one pass over the output, for inference.
 
-    act is relu or, without it, the identity; a NaN passes it, as it passes torch.relu. The sum is
-    rounded to input's dtype once, at the end.
+    act(v) is min(relu(v), ceiling) or, without relu, v; a NaN passes it, as it passes torch.relu. The
+    sum is rounded to input's dtype once, at the end.
 
     Args:
         residual: of the output's shape and input's dtype, or None.
         relu: whether negative values become zero.
+        ceiling: what no output exceeds, above 0: 6 makes the ReLU a ReLU6.
         packed: what `conv2d_pack` made of this weight, or None. It is left aside where it does not
             fit: other geometry, dtype or layout, another kernel, another weight.
         The others, and the result: as `conv2d`.
@@ -101,6 +104,12 @@ def conv2d_fused(
 
     Source: cuDNN's cudnnConvolutionBiasActivationForward, y = act(conv(x) + z + bias).
     """
+    if ceiling != math.inf:
+        _check_ceiling(ceiling, relu)
+        if input.is_cuda or _native.emulates_cuda:  # whose kernels have none
+            arguments = (input, weight, bias, residual, relu, stride, padding, dilation, groups)
+            y = conv2d_fused(*arguments, packed=packed, algorithm=algorithm)
+            return y.clamp_(max=ceiling)
     try:
         x = input.unsqueeze(0) if input.dim() == 3 else input
         z = residual.unsqueeze(0) if residual is not None and residual.dim() == 3 else residual
@@ -110,8 +119,9 @@ def conv2d_fused(
             x, (ph, pw) = _named_padding(x, weight, padding, (sh, sw), (dh, dw))
         else:
             ph, pw = _shapes.pair("conv2d", "padding", padding)
+        geometry = (sh, sw, ph, pw, dh, dw, groups)
         y = _conv2d.conv2d_fused(
-            x, weight, bias, z, relu, sh, sw, ph, pw, dh, dw, groups, packed, algorithm or ""
+            x, weight, bias, z, relu, ceiling, *geometry, packed, algorithm or ""
         )
     except Exception:
         size = _check_conv2d(input, weight, bias, stride, padding, dilation, groups, algorithm)
@@ -120,6 +130,13 @@ def conv2d_fused(
             _shapes.conv2d_residual(residual.shape, size if input.dim() == 4 else size[1:])
         raise
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _check_ceiling(ceiling: Any, relu: bool) -> None:
+    if not _shapes.number("conv2d_fused", "ceiling", ceiling) > 0:
+        raise ValueError(f"conv2d_fused: ceiling must be above 0, got {ceiling}")
+    if not relu:
+        raise ValueError(f"conv2d_fused: ceiling must be infinity without relu, got {ceiling}")
 
 
 def conv2d_pack(

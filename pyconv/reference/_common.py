@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,11 @@ def format_of(*tensors: Tensor) -> torch.memory_format:
 def wide(t: Tensor) -> Tensor:
     """Sums of bfloat16 and float16 run in float32."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def clipped(y: Tensor, ceiling: float) -> Tensor:
+    """min(relu(y), ceiling)."""
+    return torch.relu(y) if ceiling == math.inf else torch.clamp(y, 0, ceiling)
 
 
 def taps(kh: int, kw: int) -> Iterator[tuple[int, int]]:

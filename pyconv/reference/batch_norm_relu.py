@@ -8,18 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyconv.reference._common import format_of, wide
+from pyconv.reference._common import clipped, format_of, wide
 from pyconv.reference.batch_norm import (
     batch_norm_eval,
     batch_norm_eval_bwd,
     batch_norm_train,
     batch_norm_train_bwd,
 )
-
-
-def clipped(y: Tensor, ceiling: float) -> Tensor:
-    """min(relu(y), ceiling)."""
-    return torch.relu(y) if ceiling == math.inf else torch.clamp(y, 0, ceiling)
 
 
 def _finish(y: Tensor, residual: Tensor | None, ceiling: float, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyconv.reference._common import format_of, seen_by, taps, wide
+from pyconv.reference._common import clipped, format_of, seen_by, taps, wide
 
 
 def conv2d(
@@ -47,6 +47,7 @@ def conv2d_fused(
     b: Tensor | None,
     residual: Tensor | None,
     relu: bool,
+    ceiling: float,
     sh: int,
     sw: int,
     ph: int,
@@ -57,12 +58,12 @@ def conv2d_fused(
     packed: Tensor | None,
     algorithm: str,
 ) -> Tensor:
-    """act(conv2d(x, w, b) + residual), rounded once; act is relu or nothing. `packed` is w again."""
+    """act(conv2d(x, w, b) + residual), rounded once; act(v) is min(relu(v), ceiling) or v."""
     bias = None if b is None else wide(b)
     y = conv2d(wide(x), wide(w), bias, sh, sw, ph, pw, dh, dw, groups, algorithm)
     if residual is not None:
         y = y + wide(residual)
-    y = y.relu() if relu else y
+    y = clipped(y, ceiling) if relu else y
     return y.to(x.dtype).contiguous(memory_format=format_of(x, w))
 
 

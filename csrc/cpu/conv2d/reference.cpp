@@ -42,7 +42,7 @@ void fwd(const Conv2dShape& s, const T* x, const T* w, const Epilogue& e, T* y) 
             }
           }
           if (residual) sum += widen(residual[Y(n, oc, oh, ow)]);
-          store(&y[Y(n, oc, oh, ow)], e.relu && sum < 0 ? 0 : sum);
+          store(&y[Y(n, oc, oh, ow)], e.relu && sum < 0 ? 0 : e.relu && sum > e.ceiling ? acc_t<T>(e.ceiling) : sum);
         }
       }
     }

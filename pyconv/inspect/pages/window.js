@@ -70,6 +70,10 @@ function terms(op, oc, oh, ow) {
     result = Math.max(result, 0);
     after += ", below 0: 0";
   }
+  if (op.ceiling) {
+    result = Math.min(result, op.ceiling);
+    after += `, at most ${op.ceiling}`;
+  }
   return { list, result, after, magnitude };
 }
 
