@@ -205,6 +205,28 @@ PYCONV_INLINE Pair<T> interleave(vec<T> a, vec<T> b) {
   return {shuffle<T>(a, b, order.first), shuffle<T>(a, b, order.second)};
 }
 
+// The lanes of four vectors in turn: the first of each, the second of each, ...
+template <class T>
+PYCONV_INLINE void interleave(vec<T> (&r)[4]) {
+  const Pair<T> even = interleave<T>(r[0], r[2]), odd = interleave<T>(r[1], r[3]);
+  const Pair<T> low = interleave<T>(even.first, odd.first), high = interleave<T>(even.second, odd.second);
+  r[0] = low.first, r[1] = low.second, r[2] = high.first, r[3] = high.second;
+}
+
+// Values 0, step, 2 * step, ... of the `left` at p, widened, for a step of 2 or 4; lanes beyond are zero.
+template <class T>
+PYCONV_INLINE vec<acc_t<T>> load_every(const T* p, int64_t step, int64_t left) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const auto second = [left](const T* at, int64_t from) {
+    const int64_t here = left - from;
+    if (here <= 0) return vec<A>{};
+    return deinterleave<A>(load_up_to(at + from, here), here > L ? load_up_to(at + from + L, here - L) : vec<A>{})
+        .first;
+  };
+  return step == 2 ? second(p, 0) : deinterleave<A>(second(p, 0), second(p, 2 * L)).first;
+}
+
 #if PYCONV_BYTES == 64
 template <>
 inline __attribute__((always_inline)) void store_every(float* p, int64_t step, vec<float> v, int64_t count) {

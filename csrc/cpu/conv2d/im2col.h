@@ -12,23 +12,25 @@ inline uint64_t remainders_read(const Axis& a) {
 // to[k] = from[k * step]
 template <class T>
 PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to) {
-  if constexpr (sizeof(T) >= 4) {
-    if (step == 2) {
-      constexpr int64_t L = Vec<T>::size;
-      for (int64_t left = 2 * count - 1; left > 0; left -= 2 * L, from += 2 * L, to += L) {
-        const vec<T> second = left > L ? load_up_to(from + L, left - L) : vec<T>{};
-        store_up_to(to, deinterleave<T>(load_up_to(from, left), second).first, (left + 1) / 2);
-      }
-      return;
-    }
-  }
   int64_t k = 0;
-  if constexpr (sizeof(T) == 2) {  // of each two, the one in the lower half; but the last has none beside it
+  if constexpr (sizeof(T) >= 4) {
+    constexpr int64_t L = Vec<T>::size;
+    for (; (step == 2 || step == 4) && k < count; k += L) {
+      store_up_to(to + k, load_every(from + k * step, step, (count - 1 - k) * step + 1), count - k);
+    }
+  } else {  // the lowest 16 bits of each `step`; but the last has none beside it
+    typedef uint64_t Words __attribute__((vector_size(PYCONV_BYTES)));
+    typedef uint16_t Quarters __attribute__((vector_size(PYCONV_BYTES / 4), aligned(2), may_alias));
     constexpr int64_t L = Vec<float>::size;
     for (; step == 2 && k + L < count; k += L) {
       Bits two;
       __builtin_memcpy(&two, from + 2 * k, sizeof two);
       *reinterpret_cast<UnalignedHalves*>(to + k) = __builtin_convertvector(two, Halves);
+    }
+    for (; step == 4 && k + L / 2 < count; k += L / 2) {
+      Words four;
+      __builtin_memcpy(&four, from + 4 * k, sizeof four);
+      *reinterpret_cast<Quarters*>(to + k) = __builtin_convertvector(four, Quarters);
     }
   }
   for (; k < count; k++) to[k] = from[k * step];

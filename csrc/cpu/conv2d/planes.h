@@ -51,6 +51,10 @@ PYCONV_NOINLINE void copy_rows(const T* image, int64_t row, int64_t stride, int6
     for (; i < whole; i += L) store(dense + i, load_wide(image + i));
     if (stride == 1) {
       if (left > 0) store(dense + i, load_wide_first(image + i, left)), i += L;
+    } else if (stride == 2 || stride == 4) {
+      for (; i < columns; i += L) {
+        store(dense + i, load_every(image + i * stride, stride, (columns - 1 - i) * stride + 1));
+      }
     } else {
       for (; i < columns; i++) dense[i] = widen(image[i * stride]);
     }
@@ -202,6 +206,15 @@ PYCONV_NOINLINE void unpack_rows(const A* flat, int64_t apart, int64_t pitch, A 
         } else {
           finish.store_first(to + i, pair.first, at_most(count - i, L));
           if (i + L < count) finish.store_first(to + i + L, pair.second, count - i - L);
+        }
+      }
+    } else if (phases == 4) {
+      for (int64_t i = 0; i < count; i += 4 * L) {
+        vec<A> all[4];
+        _Pragma("GCC unroll 4") for (int p = 0; p < 4; p++) all[p] = load(flat + p * apart + i / 4) + b;
+        interleave<A>(all);
+        _Pragma("GCC unroll 4") for (int p = 0; p < 4; p++) {
+          if (i + p * L < count) finish.store_up_to(to + i + p * L, all[p], count - i - p * L);
         }
       }
     } else {
