@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pyconv import _native
 from pyconv._explain import explain
 from pyconv._explain_kernels import NAMES, Roof, roof
+from pyconv._explain_memory import operator_of
 from pyconv._timing import alternate
 from pyconv.inspect._extras import Shown, axes, rich_table, text_table
 from pyconv.inspect._walk import Call, calls, first_tensor, untouched
@@ -29,7 +30,9 @@ class Row:
     output: tuple[int, ...]
     parameters: int  # of its own; 0 where the layer was called before
     multiply_adds: int
-    kernel: str  # of the forward pass; "torch" for torch's own, "" where there is nothing to choose
+    kernel: (
+        str  # of the forward pass; "torch" for torch's own, "" where pyconv has none to choose from
+    )
     seconds: float
     bound: float  # no kernel is faster: the roofline
     moved: int  # input, parameters and output, each once
@@ -199,7 +202,7 @@ def _row(call: Call, seen: set[int], measure: bool) -> Row:
         output=tuple(y.shape) if y is not None else (),
         parameters=sum(p.numel() for p in own),
         multiply_adds=multiply_adds(call),
-        kernel="torch" if isinstance(call.layer, _ConvNd) else "",
+        kernel="torch" if _torchs(call.layer) else "",
         seconds=math.nan,
         bound=math.nan,
         moved=moved,
@@ -210,7 +213,7 @@ def _row(call: Call, seen: set[int], measure: bool) -> Row:
     if ours := _ours(call, x):
         chosen = ours.passes[0].chosen
         row.kernel = getattr(call.layer, "algorithm", None) or chosen
-        row.memory += ours.passes[0].workspace[chosen]
+        row.memory += getattr(ours.passes[0], "workspace", {}).get(chosen, 0)
         row.backward_kernels = tuple(p.chosen for p in ours.passes[1:])
     row.bound = _bound(x, 2 * row.multiply_adds, moved)
     with torch.no_grad():
@@ -220,13 +223,24 @@ def _row(call: Call, seen: set[int], measure: bool) -> Row:
 
 
 def _ours(call: Call, x: Tensor) -> Any:
-    """`explain` of a convolution layer of ours on the CPU, else None."""
+    """`explain` of a convolution, pooling or batch norm of ours on the CPU, else None."""
     layer = call.layer
-    if not isinstance(layer, torch.nn.Conv2d) or not isinstance(layer, AlgorithmMixin):
+    if not isinstance(layer, AlgorithmMixin):
+        return None
+    if not isinstance(layer, torch.nn.Conv2d) and not (operator_of(layer) and x.dim() == 4):
         return None
     if _native.lib is None or x.device.type != "cpu" or x.dtype not in NAMES:
         return None
-    return explain(layer, x)
+    two = isinstance(
+        layer, torch.nn.MaxUnpool2d
+    )  # values and indices; a second input elsewhere is a shortcut
+    return explain(layer, *call.inputs[: 1 + two])
+
+
+def _torchs(layer: Module) -> bool:
+    """Whether it is torch's own, of an operator that pyconv has, too."""
+    known = isinstance(layer, _ConvNd) or operator_of(layer) != ""
+    return known and not isinstance(layer, AlgorithmMixin)
 
 
 def _roof(x: Tensor, moved: int) -> Roof | None:
