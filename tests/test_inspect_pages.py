@@ -14,6 +14,17 @@ import torch.nn.functional as F
 import pyconv
 from pyconv import data, inspect, models
 
+
+@pytest.fixture
+def pyplot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    yield plt
+    plt.close("all")
+
+
 # --- animations
 
 
@@ -62,6 +73,36 @@ def test_every_step_of_a_pooling_comes_to_its_output(kernel, stride, padding, ce
         judge = F.avg_pool2d(x[None].double(), kernel, count_include_pad=count, **rest)[0]
         found = [page.step(i)[-1].running / page.divisor(i) for i in range(len(page))]
         assert found == pytest.approx(judge.flatten().tolist(), abs=1e-6)
+
+
+def test_a_gif_has_a_frame_for_each_step_and_its_sum(tmp_path, pyplot):
+    image = pytest.importorskip("PIL.Image")
+    x = torch.randint(-3, 4, (4, 4, 5)).float()
+    w, b = torch.randint(-2, 3, (2, 2, 2, 2)).float(), torch.arange(2.0)
+    conv = inspect.animate_conv(x, w, b, stride=(3, 2), padding=1, dilation=(1, 2), groups=2)
+    with image.open(conv.save(tmp_path / "conv.gif", seconds=0.1)) as gif:
+        assert gif.n_frames == len(conv) == conv.operation["y"].numel()
+    number = len(conv) - 1
+    *inputs, output, sums = conv.plot(number=number)
+    assert len(inputs) == 2
+    assert all(len(ax.patches) == 4 for ax in inputs)  # taps that lie apart
+    (text,) = sums.texts
+    products = re.findall(r"(-?\d+)\*(-?\d+)", text.get_text())
+    oc, oh, ow = conv.position(number)
+    y = conv.operation["y"][oc, oh, ow].item()
+    assert sum(int(a) * int(b) for a, b in products) + b[oc].item() == y
+    assert text.get_text().endswith(f" = {y:g}")
+    assert float(output.texts[-1].get_text()) == pytest.approx(y)
+    pool = inspect.animate_pool(torch.arange(25.0).view(5, 5), 2, "avg", ceil_mode=True)
+    assert pool.reach == (6, 6)
+    (text,) = pool.plot(number=8)[-1].texts
+    assert text.get_text().split("\n") == [
+        "channel 0, row 0:  24   sum 24",
+        "channel 0, row 1:  no pixel   sum 24",
+        "output 0, 2, 2:  sum / 1 = 24",
+    ]
+    with pytest.raises(ValueError, match="676 frames"):
+        inspect.animate_conv(torch.ones(28, 28), torch.ones(3, 3)).save(tmp_path / "big.gif")
 
 
 # --- pages

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 INSTALL = "pip install 'pyconv[inspect]'"
 
 
@@ -30,6 +32,49 @@ def bare(ax: Any, title: str = "") -> Any:
     return ax
 
 
+def cells(ax: Any, values: Tensor, size: float = 9, limit: float | None = None) -> Any:
+    """A matrix (H, W) as cells with their numbers, blue above zero and red below; NaN is an empty grey cell.
+
+    Args:
+        size: of the numbers, in points; 0 leaves them out.
+        limit: the largest magnitude of the colours, default that of the values.
+    """
+    from matplotlib import colormaps
+
+    values = values.detach().double() + 0.0  # no -0
+    there = values.isfinite()
+    limit = limit or float(values[there].abs().amax()) if there.any() else 1.0
+    colors = colormaps["RdBu"].with_extremes(bad="0.9")
+    far = 1.5 * (limit or 1.0)  # so pale that black numbers can be read
+    ax.imshow(values.numpy(), cmap=colors, vmin=-far, vmax=far)
+    rows, columns = values.shape
+    for at in range(1, rows):
+        ax.axhline(at - 0.5, color="white", linewidth=0.6)
+    for at in range(1, columns):
+        ax.axvline(at - 0.5, color="white", linewidth=0.6)
+    if size:
+        digits = 4 if max(rows, columns) <= 4 else 3
+        for (row, column), value in zip(there.nonzero().tolist(), values[there].tolist()):
+            ax.text(column, row, f"{value:.{digits}g}", ha="center", va="center", fontsize=size)
+    return ax
+
+
+def outline(
+    ax: Any,
+    top: float,
+    left: float,
+    height: float,
+    width: float,
+    color: Any = "tab:orange",
+    **style: Any,
+) -> None:
+    """A frame around pixels, whose centres are whole numbers."""
+    from matplotlib.patches import Rectangle
+
+    style = {"linewidth": 2, "edgecolor": color, **style}
+    ax.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, **style))
+
+
 class Shown:
     """What has a `plot`; `show` draws it into a new figure, kept in `figure` to be saved."""
 
@@ -41,7 +86,8 @@ class Shown:
     def show(self) -> Any:
         """Draw, and return the object itself."""
         drawn = self.plot()
-        self.figure = (drawn.ravel()[0] if hasattr(drawn, "ravel") else drawn).figure
+        first = drawn.ravel()[0] if hasattr(drawn, "ravel") else drawn
+        self.figure = (first[0] if isinstance(first, list) else first).figure
         return self
 
 

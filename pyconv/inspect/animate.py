@@ -1,11 +1,8 @@
-"""Pages on which a window slides: what it sees, the products, and their sum written out."""
+"""A window that slides: what it sees, the products, and their sum written out, on a page or in a GIF."""
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +10,11 @@ from torch import Tensor
 
 from pyconv import ops
 from pyconv._shapes import ShapeError, pair
-from pyconv.inspect._extras import text_table
+from pyconv.inspect import _frames
+from pyconv.inspect._extras import Shown, text_table
+from pyconv.inspect._page import encoded, page
 
 Pair = int | tuple[int, int]
-
-
-def encoded(tensor: Tensor | None) -> Any:
-    """A tensor for the page: its shape, and its float32 values in base64."""
-    if tensor is None:
-        return None
-    values = tensor.detach().cpu().float().contiguous()
-    return {
-        "shape": list(values.shape),
-        "data": base64.b64encode(values.numpy().tobytes()).decode(),
-    }
-
-
-def page(title: str, scripts: list[str], data: Any) -> str:
-    """One HTML file that needs no other."""
-    folder = files("pyconv.inspect") / "pages"
-    parts = [(folder / name).read_text(encoding="utf-8") for name in ("window.js", *scripts)]
-    text = json.dumps(data).replace("</", "<\\/")  # a name may not end the script
-    safe = title.replace("&", "&amp;").replace("<", "&lt;")
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>\n'
-        f"<style>\n{style}</style></head>\n<body><main></main>\n<script>const DATA = {text};</script>\n"
-        + "".join(f"<script>\n{part}</script>\n" for part in parts)
-        + "</body></html>\n"
-    )
 
 
 @dataclass
@@ -59,8 +32,8 @@ class Term:
 
 
 @dataclass
-class Animation:
-    """One image under a sliding window: `save` the page, or read its steps.
+class Animation(Shown):
+    """One image under a sliding window: `save` it as a page or a GIF, `plot` a step, or read its steps.
 
     Steps go through the output as it lies in memory: channel, row, column.
     """
@@ -70,6 +43,21 @@ class Animation:
 
     def __len__(self) -> int:
         return self.operation["y"].numel()
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns that some window covers or that padding adds: ceil_mode may go beyond both."""
+        o = self.operation
+        down, across = (
+            max(
+                o["x"].shape[1 + axis] + 2 * o["padding"][axis],
+                (o["y"].shape[1 + axis] - 1) * o["stride"][axis]
+                + o["dilation"][axis] * (o["kernel"][axis] - 1)
+                + 1,
+            )
+            for axis in (0, 1)
+        )
+        return down, across
 
     def position(self, number: int) -> tuple[int, int, int]:
         """(oc, oh, ow) of a step."""
@@ -142,10 +130,27 @@ class Animation:
         o = {k: encoded(v) if isinstance(v, Tensor) else v for k, v in self.operation.items()}
         return page(self.title, ["animate.js"], {"title": self.title, "operation": o})
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page; it needs no other file and no network."""
-        Path(path).write_text(self.html(), encoding="utf-8")
-        return Path(path)
+    def plot(self, ax: Any = None, number: int | None = None) -> Any:
+        """One step, default the middle one; returns its axes: input channels, output, sum."""
+        ax = _frames.figure_of(self)[1] if ax is None else ax
+        _frames.draw(self, len(self) // 2 if number is None else number, ax)
+        return ax
+
+    def save(self, path: str | Path, seconds: float = 0.7) -> Path:
+        """Write a page, which needs no other file and no network, or where `path` ends in .gif a GIF.
+
+        Args:
+            seconds: for which the GIF shows a step.
+
+        Raises:
+            ValueError: a GIF would have more than 400 steps.
+        """
+        path = Path(path)
+        if path.suffix == ".gif":
+            _frames.save_gif(self, path, seconds)
+        else:
+            path.write_text(self.html(), encoding="utf-8")
+        return path
 
     def _repr_html_(self) -> str:
         escaped = self.html().replace("&", "&amp;").replace('"', "&quot;")

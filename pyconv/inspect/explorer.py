@@ -15,8 +15,8 @@ from torch.nn import Module
 
 from pyconv._shapes import pair, same_padding
 from pyconv.inspect._follow import POINTWISE
+from pyconv.inspect._page import encoded, page
 from pyconv.inspect._walk import Call, calls, first_tensor, untouched
-from pyconv.inspect.animate import encoded, page
 
 nn = torch.nn
 _MOST = 64 << 20  # bytes of numbers in a page: browsers still open it

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyconv import _shapes, ops
 from pyconv._shapes import ShapeError, pair
-from pyconv.inspect._extras import Shown, axes, bare, pyplot
+from pyconv.inspect._extras import Shown, axes, bare, cells, outline, pyplot
 
 Pair = int | tuple[int, int]
 
@@ -40,25 +40,21 @@ class Applied(Shown):
 
         `ax` is three axes, four with `at`, or None; returns them.
         """
-        from matplotlib.patches import Rectangle
-
         count = 3 if at is None else 4
         if ax is None:
             size = (2.9 * count, 3.1)
             ax = pyplot().subplots(1, count, figsize=size, layout="constrained")[1]
         bare(ax[0], "image").imshow(picture(self.image), cmap="gray")
-        numbers(bare(ax[1], "kernel"), self.kernel.mean(0))
+        cells(bare(ax[1], "kernel"), self.kernel.mean(0))
         limit = float(self.output.abs().max()) or 1.0
         last = bare(ax[count - 1], "output")
         last.imshow(self.output.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
         if at is not None:
             (sh, sw), (ph, pw), (kh, kw) = self.stride, self.padding, self.kernel.shape[1:]
-            mark: dict[str, Any] = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
-            corner = (at[1] * sw - pw - 0.5, at[0] * sh - ph - 0.5)
-            ax[0].add_patch(Rectangle(corner, kw, kh, **mark))
-            last.add_patch(Rectangle((at[1] - 0.5, at[0] - 0.5), 1, 1, **mark))
+            outline(ax[0], at[0] * sh - ph, at[1] * sw - pw, kh, kw)
+            outline(last, *at, 1, 1)
             title = f"window x kernel, sum {float(self.output[at]):g}"
-            numbers(bare(ax[2], title), self.products(*at).sum(0))
+            cells(bare(ax[2], title), self.products(*at).sum(0))
         return ax
 
 
@@ -68,20 +64,6 @@ def picture(image: Tensor) -> Any:
         return image.mean(0).numpy()
     low, high = image.min(), image.max()
     return ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).numpy()
-
-
-def numbers(ax: Any, values: Tensor, size: float = 9) -> Any:
-    """A matrix (H, W) as coloured cells with their numbers."""
-    values = values.detach().float() + 0.0  # no -0
-    limit = float(values.abs().max()) or 1.0
-    ax.imshow(values.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
-    for row, line in enumerate(values.tolist()):
-        for column, value in enumerate(line):
-            color = "white" if abs(value) > 0.6 * limit else "black"
-            ax.text(
-                column, row, f"{value:.4g}", ha="center", va="center", fontsize=size, color=color
-            )
-    return ax
 
 
 def apply_kernel(
@@ -159,9 +141,12 @@ class ConvMatrix(Shown):
             ax.set_xticks(range(columns))
             ax.set_yticks(range(rows))
             for (row, column), value in zip(there.nonzero().tolist(), self.matrix[there].tolist()):
-                ax.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7)
+                dark = picture[row, column, :3] @ torch.tensor([0.299, 0.587, 0.114]) < 0.45
+                ax.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=8,
+                        color="white" if dark else "black")  # fmt: skip
         ax.set(title=f"{rows} x {columns}, {count} weights, {self.zeros:.0%} zeros",
                xlabel="pixel of the input (ic, ih, iw)", ylabel="output (oc, oh, ow)")  # fmt: skip
+        ax.title.set_fontsize(9)
         return ax
 
 

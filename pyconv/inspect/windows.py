@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyconv import _shapes
 from pyconv._shapes import pair
-from pyconv.inspect._extras import Shown, bare, pyplot
+from pyconv.inspect._extras import Shown, bare, outline, pyplot
 from pyconv.inspect.matrix import Pair, picture
 
 
@@ -30,21 +30,19 @@ class Im2col(Shown):
             ax = pyplot().subplots(
                 1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(1, 2)
             )[1]
-        from matplotlib.patches import Rectangle
-
         at = self.columns.shape[1] // 2 if at is None else at
         bare(ax[0], f"image, window {at}").imshow(picture(self.image), cmap="gray")
         ax[1].imshow(self.columns.numpy(), cmap="gray", aspect="auto", interpolation="nearest")
         stride, padding, dilation = self.geometry
         row, column = divmod(at, self.output[1])
-        mark: dict[str, Any] = {"fill": False, "edgecolor": "tab:orange", "linewidth": 2}
-        top, left = (o * s - p - 0.5 for o, s, p in zip((row, column), stride, padding))
+        top, left = (o * s - p for o, s, p in zip((row, column), stride, padding))
         height, width = (d * (k - 1) + 1 for k, d in zip(self.kernel, dilation))
-        ax[0].add_patch(Rectangle((left, top), width, height, **mark))
-        ax[1].add_patch(Rectangle((at - 0.5, -0.5), 1, len(self.columns), **mark))
+        outline(ax[0], top, left, height, width)
+        outline(ax[1], 0, at, len(self.columns), 1)
         rows, count = self.columns.shape
         ax[1].set(title=f"im2col: {rows} taps x {count} windows", xlabel="window (oh, ow)",
                   ylabel="tap (ic, kh, kw)")  # fmt: skip
+        ax[1].title.set_fontsize(9)
         return ax
 
 

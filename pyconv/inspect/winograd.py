@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv.inspect._extras import Shown, bare, pyplot
-from pyconv.inspect.matrix import numbers
+from pyconv.inspect._extras import Shown, bare, cells, outline, pyplot
 
 
 def matrices(m: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,33 +85,25 @@ class WinogradTiles(Shown):
         if ax is None:
             ax = plt.subplots(2, 4, figsize=(13, 6.6), layout="constrained")[1]
         ax = ax.ravel()
-        from matplotlib.patches import Rectangle
-
         bare(ax[0], "tiles of the input overlap").imshow(self.image.numpy(), cmap="gray")
         n, (down, across) = len(self.bt), self.tiles.shape[:2]
         row, column = down // 2, across // 2
         for i in range(down):
             for j in range(across):
+                corner = i * self.m - self.padding, j * self.m - self.padding
                 here = (i, j) == (row, column)
-                corner = (j * self.m - self.padding - 0.5, i * self.m - self.padding - 0.5)
-                style: dict[str, Any] = {
-                    "edgecolor": "tab:orange" if here else "tab:blue",
-                    "linewidth": 2.5 if here else 0.7,
-                }
-                ax[0].add_patch(
-                    Rectangle(corner, n, n, fill=False, zorder=3 if here else 2, **style)
-                )
+                style = {"linewidth": 2.5, "zorder": 3} if here else {"linewidth": 0.7}
+                outline(ax[0], *corner, n, n, "tab:orange" if here else "tab:blue", **style)
         tile, product = self.tiles[row, column], self.products[row, column]
         wino, direct = self.multiplications
-        size = 9 if n <= 4 else 6.5
-        numbers(bare(ax[1], f"one tile d, {n} x {n}"), tile, size)
-        numbers(bare(ax[2], "BT d B"), self.bt @ tile.double() @ self.bt.T, size)
-        numbers(bare(ax[3], "kernel k"), self.kernel)
-        numbers(bare(ax[4], "G k G'"), self.g @ self.kernel.double() @ self.g.T, size)
-        numbers(bare(ax[5], f"their {wino} products, not {direct}"), product, size)
-        numbers(
-            bare(ax[6], f"AT [..] A: {self.m} x {self.m} outputs"), self.at @ product @ self.at.T
-        )
+        size = 9 if n <= 4 else 7
+        cells(bare(ax[1], f"one tile $d$, {n} x {n}"), tile, size)
+        cells(bare(ax[2], "$B^T d\\,B$"), self.bt @ tile.double() @ self.bt.T, size)
+        cells(bare(ax[3], "kernel $k$"), self.kernel)
+        cells(bare(ax[4], "$G\\,k\\,G^T$"), self.g @ self.kernel.double() @ self.g.T, size)
+        cells(bare(ax[5], f"their {wino} products, not {direct}"), product, size)
+        back = self.at @ product @ self.at.T
+        cells(bare(ax[6], f"back, $A^T[\\cdot]\\,A$: {self.m} x {self.m} outputs"), back)
         ax[7].imshow(self.output.numpy(), cmap="gray")
         bare(ax[7], "all tiles together")
         return ax
