@@ -120,6 +120,9 @@ def test_profile_names_the_kernels_and_leaves_the_model(backward):
         ours.BatchNorm2d(8),
         torch.nn.Conv2d(8, 4, 3),
         torch.nn.Dropout(0.5),
+        ours.MaxPool2d(2),
+        torch.nn.AvgPool2d(2),
+        ours.ConvTranspose2d(4, 4, 3),
     )
     model[0].algorithm = "reference"
     x = torch.randn(2, 3, 12, 12)
@@ -127,7 +130,14 @@ def test_profile_names_the_kernels_and_leaves_the_model(backward):
     found = inspect.profile(model, x, backward=backward)
     assert_same_state(before, model)
     assert all(p.grad is None for p in model.parameters())
-    assert [r.kernel for r in found.rows] == ["reference", "", "", "torch", ""]
+    norm, pool = (
+        pyconv.explain(layer, torch.randn(2, c, side, side)).passes[0].chosen
+        for layer, c, side in ((model[2].train(backward), 8, 10), (model[5], 4, 8))
+    )
+    kernels = [r.kernel for r in found.rows]
+    assert kernels == ["reference", "", norm, "torch", "", pool, "torch", ""]
+    assert norm in pyconv.algorithms("batch_norm")
+    assert pool in pyconv.algorithms("max_pool2d")
     assert all(r.seconds > 0 and r.bound > 0 for r in found.rows)
     if backward:
         assert all(r.backward_seconds > 0 for r in found.rows)
@@ -164,7 +174,9 @@ def test_statistics_are_those_of_float64(pyplot):
             inside = ((y.abs() >= edges[i]) & (y.abs() < edges[i + 1])).sum().item()
             assert abs(stats.histogram(1)[step, i].item() - inside) <= 1  # an edge, rounded
     assert len(stats.plot_layer_stats(1)) == 3
-    assert stats.color_dim("1").images
+    (drawn,) = stats.color_dim("1", steps=20).images
+    assert torch.equal(torch.tensor(drawn.get_array()), stats.histogram(1)[:20].log1p().T)
+    assert len(stats.plot_layer_stats(1, steps=3)[0].lines[0].get_xdata()) == 3
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

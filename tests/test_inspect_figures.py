@@ -189,4 +189,19 @@ def test_pictures_are_the_weights_and_the_outputs():
         inspect.show_filters(model, "pool1")
     with pytest.raises(ValueError, match="there are conv1, act1"):
         inspect.show_feature_maps(model, x, "conv9")
-    assert inspect.show_filters(ours.Conv2d(3, 4, 5), 0).color.shape == (4, 5, 5, 3)
+
+
+def test_filters_of_colours_are_drawn_in_them():
+    full = ours.Conv2d(3, 4, 5)
+    color = inspect.show_filters(full, 0).color  # grey + weight / (2 * the largest)
+    scale = 2 * full.weight.abs().max()
+    assert torch.allclose((color - 0.5) * scale, full.weight.permute(0, 2, 3, 1), atol=1e-6)
+    depthwise = ours.Conv2d(3, 6, 3, groups=3)
+    shown = inspect.show_filters(depthwise, 0)
+    assert shown.titles == ["0, red", "1, red", "2, green", "3, green", "4, blue", "5, blue"]
+    scale = 2 * depthwise.weight.abs().max()
+    for oc in range(6):
+        own = shown.color[oc, :, :, oc // 2]
+        assert torch.allclose((own - 0.5) * scale, depthwise.weight[oc, 0], atol=1e-6)
+        others = [channel for channel in range(3) if channel != oc // 2]
+        assert (shown.color[oc, :, :, others] == 0.5).all()

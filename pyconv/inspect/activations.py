@@ -198,8 +198,8 @@ class ActivationStats:
         """(steps, bins): how many `|y|` fell into each of the bins of [0, limit], the last open."""
         return self._table(layer)[:, 3:]
 
-    def plot_layer_stats(self, layer: int | str, axs: Any = None) -> Any:
-        """Mean, standard deviation and share near zero over the steps; returns the three axes."""
+    def plot_layer_stats(self, layer: int | str, axs: Any = None, steps: int | None = None) -> Any:
+        """Mean, standard deviation and share near zero over all or the first steps; returns the three axes."""
         if axs is None:
             axs = pyplot().subplots(1, 3, figsize=(10, 2.6), layout="constrained")[1]
         name = layer if isinstance(layer, str) else self.names[layer]
@@ -209,25 +209,26 @@ class ActivationStats:
             ("near zero", self.near_zero),
         )
         for ax, (title, values) in zip(axs, rows):
-            ax.plot(values(layer).numpy())
+            ax.plot(values(layer)[:steps].numpy())
             ax.set(title=f"{name}: {title}", xlabel="step")
             ax.grid(alpha=0.3)
         axs[2].set_ylim(-0.03, 1.03)
         return axs
 
-    def color_dim(self, layer: int | str, ax: Any = None) -> Any:
-        """The colourful dimension: log(1 + histogram) of every step as a column; returns the axes.
+    def color_dim(self, layer: int | str, ax: Any = None, steps: int | None = None) -> Any:
+        """The colourful dimension: log(1 + histogram) of all or the first steps, each a column; returns the axes.
 
         Healthy training is a smooth fan; a bright line at the bottom that spreads and collapses
         again and again is a layer that is being lost.
         """
         ax = axes(ax, figsize=(6, 2.6))
         name = layer if isinstance(layer, str) else self.names[layer]
+        columns = self.histogram(layer)[:steps].log1p().T  # (bins, steps)
         ax.imshow(
-            self.histogram(layer).log1p().T.numpy(),
+            columns.numpy(),
             origin="lower",
             aspect="auto",
-            extent=(0, max(len(self._table(layer)), 1), 0, self.limit),
+            extent=(0, max(columns.shape[1], 1), 0, self.limit),
             interpolation="nearest",
         )
         ax.set(title=f"{name}: log(1 + count)", xlabel="step", ylabel="|activation|")

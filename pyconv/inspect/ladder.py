@@ -47,6 +47,15 @@ class Ladder(Shown):
     torch: Rung
     roof: float  # GFLOP/s that the roofline allows
 
+    @property
+    def title(self) -> str:
+        c = self.case
+        text = f"conv2d {self.direction}: image {'x'.join(map(str, c.x))}, weight {'x'.join(map(str, c.w))}"
+        for name, value, plain in (("stride", (c.sh, c.sw), 1), ("padding", (c.ph, c.pw), 0),
+                                   ("dilation", (c.dh, c.dw), 1)):  # fmt: skip
+            text += f", {name} {value[0]}x{value[1]}" * (value != (plain, plain))
+        return text + f", groups {c.g}" * (c.g > 1)
+
     def __str__(self) -> str:
         head = ["kernel", "time", "GFLOP/s", "of roof", "times the loops", "idea"]
         loops = self.rungs[0].seconds
@@ -55,25 +64,25 @@ class Ladder(Shown):
              f"{loops / r.seconds:.1f}", r.idea]
             for r in [*self.rungs, self.torch]
         ]  # fmt: skip
-        return f"{self.direction} of {self.case.text}; * is what runs\n{text_table(head, rows)}"
+        return f"{self.title}; * is what runs\n{text_table(head, rows)}"
 
     def plot(self, ax: Any = None) -> Any:
-        """A bar for each kernel, with its idea; the roofline as a line; returns the axes."""
+        """A bar for each kernel, on a logarithmic scale, with its idea; the roofline as a line; returns the axes."""
         rungs = [*self.rungs, self.torch]
         ax = axes(ax, figsize=(9, 0.8 + 0.62 * len(rungs)))
         colors = ["tab:orange" if r.chosen else "tab:blue" for r in self.rungs]
         ax.barh([r.kernel for r in rungs], [r.gflops for r in rungs], 0.4, color=[*colors, "0.6"])
+        low, high = min(r.gflops for r in rungs) / 2, max(self.roof, *(r.gflops for r in rungs))
         for i, rung in enumerate(rungs):
-            ax.annotate(f"{rung.gflops:.1f}", (rung.gflops, i), (4, 0), va="center", fontsize=8,
+            ax.annotate(f"{rung.gflops:.3g}", (rung.gflops, i), (4, 0), va="center", fontsize=8,
                         textcoords="offset points")  # fmt: skip
-            ax.annotate(rung.idea, (0, i + 0.24), (3, 0), va="top", fontsize=7.5, color="0.3",
+            ax.annotate(rung.idea, (low, i + 0.24), (3, 0), va="top", fontsize=7.5, color="0.3",
                         textcoords="offset points")  # fmt: skip
-        ax.axvline(self.roof, color="0.4", linestyle="--")
+        ax.axvline(self.roof, color="0.4", linestyle="--", zorder=0)
         ax.annotate("roofline", (self.roof, 0.02), (-2, 0), xycoords=ax.get_xaxis_transform(),
                     textcoords="offset points", rotation=90, ha="right", fontsize=8, color="0.4")  # fmt: skip
         ax.set_ylim(len(rungs) - 0.4, -0.5)
-        ax.margins(x=0.09)
-        ax.set(xlabel="GFLOP/s", title=f"{self.direction} of {self.case.text}")
+        ax.set(xscale="log", xlim=(low, 2 * high), xlabel="GFLOP/s, logarithmic", title=self.title)
         ax.title.set_fontsize(9)
         return ax
 

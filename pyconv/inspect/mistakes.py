@@ -128,6 +128,6 @@ def worst_mistakes(
     pictures = images[wrong.to(images.device)].detach().float().cpu()
     color = pictures.permute(0, 2, 3, 1).clamp(0, 1) if pictures.shape[1] == 3 else None
     return Mistakes(
-        pictures.mean(1), titles, 6, suptitle="taken for, is\nloss, probability", color=color,
+        pictures.mean(1), titles, 6, suptitle="taken for, what it is; loss, probability", color=color,
         indices=wrong, losses=losses[wrong], predicted=predicted[wrong],
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from pyconv.inspect._extras import Shown, axes, bare
+from pyconv.inspect._extras import Shown, axes, bare, outline
 from pyconv.inspect._follow import Field, Follow
 from pyconv.inspect._walk import first_tensor, layer_of, leaves, untouched
 
@@ -83,8 +83,6 @@ class ReceptiveField(Shown):
             layer: default the last that has pixels.
         """
         ax = bare(axes(ax, figsize=(6.4, 4)))
-        from matplotlib.patches import Rectangle
-
         layer = layer or next(f.name for f in reversed(self.layers) if len(f.spans[0]) > 1)
         last = self[layer]
         if image is not None:
@@ -96,12 +94,16 @@ class ReceptiveField(Shown):
         for field in self.layers[: self.layers.index(last) + 1]:
             wider.setdefault(field.size, field)
         wider.pop((1, 1), None)
-        for field, color in zip(wider.values(), _colors(len(wider))):
+        for number, (field, color) in enumerate(zip(wider.values(), _colors(len(wider)))):
             top, left, bottom, right = field.box(len(field.spans[0]) // 2, len(field.spans[1]) // 2)
             height, width = bottom - top + 1, right - left + 1
+            # Fields have edges in common: the larger are thicker, and below.
+            style = {
+                "linewidth": 1.2 + 1.6 * number / len(wider),
+                "zorder": 3 - number / len(wider),
+            }
             label = f"{height} x {width}: {field.name}"
-            outline = {"fill": False, "edgecolor": color, "linewidth": 1.5, "label": label}
-            ax.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, **outline))
+            outline(ax, top, left, height, width, color, label=label, **style)
         ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         ax.set_title(f"what the middle unit of {layer} sees", fontsize=9)
         return ax

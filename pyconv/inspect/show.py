@@ -12,10 +12,12 @@ from torch.nn import Module
 from pyconv.inspect._extras import Shown, bare, pyplot
 from pyconv.inspect._walk import calls, first_tensor, layer_of, untouched
 
+COLOURS = ("red", "green", "blue")
+
 
 @dataclass
 class Pictures(Shown):
-    """Pictures (count, H, W) with titles; `signed` ones are blue above zero and red below."""
+    """Pictures (count, H, W) with titles, on one scale; `signed` ones are blue above zero and red below."""
 
     images: Tensor
     titles: list[str]
@@ -29,14 +31,18 @@ class Pictures(Shown):
         if ax is None:
             columns = min(self.columns, len(self.images))
             rows = -(-len(self.images) // columns)
+            side = 1.15 if len(self.images) > 4 else 2.1
             figure, ax = pyplot().subplots(
                 rows, columns, squeeze=False, layout="constrained",
-                figsize=(1.15 * columns + 0.4, 1.25 * rows + 0.4 * bool(self.suptitle)),
+                figsize=(side * columns + 0.4, (side + 0.1) * rows + 0.4 * bool(self.suptitle)),
             )  # fmt: skip
             figure.suptitle(self.suptitle, fontsize=10)
         flat = ax.ravel() if hasattr(ax, "ravel") else ax
-        limit = float(self.images.abs().max()) if self.images.numel() else 1.0
-        scale = {"cmap": "RdBu", "vmin": -limit, "vmax": limit} if self.signed else {"cmap": "gray"}
+        low, high = self.images.aminmax() if self.images.numel() else (0.0, 1.0)
+        limit = max(-float(low), float(high))
+        scale: dict[str, Any] = {"cmap": "gray", "vmin": float(low), "vmax": float(high)}
+        if self.signed:
+            scale = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
         for one in flat[len(self.images) :]:
             one.set_axis_off()
         for i, one in enumerate(flat[: len(self.images)]):
@@ -50,8 +56,10 @@ class Pictures(Shown):
 def show_filters(model: Module, layer: str | int, most: int = 64, columns: int = 8) -> Pictures:
     """Draws the filters of a convolution, one picture for each pair of output and input channel.
 
-    A layer with three input channels and no groups is drawn in colour, a picture a filter. `images`
-    of what it returns are the weights (count, KH, KW).
+    Filters of three input channels are taken for filters of colours: with no groups each is one
+    picture, in which zero is grey; with three groups each is drawn in the colour of the channel it sees,
+    grey where it is zero, brighter above and darker below. `images` of what it returns are the weights
+    (count, KH, KW), of filters in colour their mean over the channels.
 
     Args:
         layer: name or number of the layer; for a layer given as `model`, 0.
@@ -69,11 +77,19 @@ def show_filters(model: Module, layer: str | int, most: int = 64, columns: int =
         raise ValueError(f"show_filters: {name} is a {type(module).__name__}, which has no filters")
     weight = weight.detach().float().cpu()
     title = f"{name}: {'x'.join(map(str, weight.shape))}"
-    if weight.shape[1] == 3:
-        color = weight[:most].permute(0, 2, 3, 1)
-        color = 0.5 + color / (2 * weight.abs().max())
-        titles = [str(oc) for oc in range(len(color))]
-        return Pictures(weight[:most].mean(1), titles, columns, suptitle=title, color=color).show()
+    groups = getattr(module, "groups", 1)
+    if weight.shape[1] * groups == 3:
+        count = min(len(weight), most)
+        color = torch.full((count, *weight.shape[2:], 3), 0.5)
+        scaled = weight[:count].permute(0, 2, 3, 1) / (2 * weight.abs().max().clamp_min(1e-30))
+        titles = [str(oc) for oc in range(count)]
+        if groups == 1:
+            color += scaled
+        for oc in range(count if groups == 3 else 0):
+            channel = oc * 3 // len(weight)
+            color[oc, :, :, channel] += scaled[oc, :, :, 0]
+            titles[oc] += f", {COLOURS[channel]}"
+        return Pictures(weight[:count].mean(1), titles, columns, suptitle=title, color=color).show()
     images = weight.flatten(0, 1)[:most]
     inputs = weight.shape[1]
     titles = [f"{i // inputs}" + f", {i % inputs}" * (inputs > 1) for i in range(len(images))]
@@ -115,7 +131,7 @@ def show_feature_maps(
     return Pictures(maps, titles, columns, signed, title).show()
 
 
-def show_channels(image: Tensor, names: tuple[str, ...] = ("red", "green", "blue")) -> Pictures:
+def show_channels(image: Tensor, names: tuple[str, ...] = COLOURS) -> Pictures:
     """Draws a colour image (3, H, W) and its channels, each in its own colour.
 
     >>> from pyconv import inspect

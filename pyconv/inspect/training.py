@@ -252,6 +252,9 @@ class Recorder(Shown):
             ax[1].plot(*zip(*points), "o-", label=name)
         ax[1].set(xlabel="step", title="metrics")
         if self.metrics:
+            low, high = ax[1].get_ylim()
+            more = max(0.1 - (high - low), 0) / 2  # what hardly changes should look so
+            ax[1].set_ylim(low - more, high + more)
             ax[1].legend(fontsize=8)
         for one in ax:
             one.grid(alpha=0.3)
