@@ -25,7 +25,7 @@ myst_heading_anchors = 2
 sphinx_gallery_conf = {
     "examples_dirs": "course",
     "gallery_dirs": "_course",
-    "filename_pattern": r"/ch",
+    "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "capture_repr": ("_repr_html_",),
     "abort_on_example_error": True,

@@ -1,6 +1,6 @@
 """
-Questions and answers
-=====================
+10. Questions and answers
+=========================
 
 Each answer is a line that runs.
 """
@@ -126,37 +126,3 @@ backends.allow_winograd = True
 last = ops.conv2d(x.to(memory_format=torch.channels_last), w)
 assert last.stride(1) == 1
 assert torch.equal(last, y)
-
-# %%
-# "Kernel size can't be greater than actual input size"
-# -----------------------------------------------------
-# The image has become smaller than the window. The shape doctor says in which layer, and what would do.
-
-shrinking = torch.nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(3, 8, 5))
-try:
-    with inspect.shape_doctor(shrinking):
-        shrinking(x)
-except pyconv.ShapeError as error:
-    said = str(error)
-print(said)
-assert "padding=1 would work" in said
-
-# %%
-# "expected input to have 3 channels, but got 1 channels instead"
-# ---------------------------------------------------------------
-# A grey image for a network that wants colours: repeat it, or let the first layer take one.
-
-grey = torch.randn(2, 1, 12, 12)
-assert nn.Conv2d(3, 4, 3)(grey.expand(-1, 3, -1, -1)).shape == (2, 4, 10, 10)
-
-# %%
-# "Expected more than 1 value per channel when training"
-# ------------------------------------------------------
-# One value has no variance. A larger batch, or evaluation mode:
-
-try:
-    nn.BatchNorm2d(8)(torch.randn(1, 8, 1, 1))
-except pyconv.ShapeError as error:
-    said = str(error)
-assert "more than 1 value per channel" in said
-assert nn.BatchNorm2d(8).eval()(torch.randn(1, 8, 1, 1)).shape == (1, 8, 1, 1)

@@ -166,10 +166,7 @@ class Kernel:
         """Runs the kernel with its threads in several orders, every access watched, and judges it.
 
         Outputs start as NaN, or as the most negative integer, in each; a value is right if
-
-            |value - expected| <= tolerance * max |expected|
-
-        and integers if they are equal.
+        `abs(value - expected) <= tolerance * abs(expected).max()`, an integer if it is equal.
 
         Args:
             expected: what the `T*` parameters should hold, in their order; best in float64.
