@@ -173,6 +173,11 @@ def test_the_edges_of_the_courses_three():
             assert found.output[row, column].item() == total
             assert found.products(row, column).sum().item() == total
     assert len(found.plot(at=(3, 4))) == 4
+    found = inspect.apply_kernel(three, kernel, stride=(2, 3), padding=1, dilation=(3, 2))
+    judge = F.conv2d(three[None], kernel[None, None], None, (2, 3), 1, (3, 2))[0, 0]
+    assert torch.equal(found.output, judge)
+    for row, column in ((0, 0), (5, 2), (11, 8)):
+        assert found.products(row, column).sum() == judge[row, column]
 
 
 def test_pictures_are_the_weights_and_the_outputs():

@@ -99,13 +99,17 @@ for image in (0, 31, 63):
     for channel in range(4):
         assert torch.equal(features[image, channel], slide(batch[image, 0], weight[channel, 0]))
 
-titles = ["image", "left edges", "top edges", "diagonal", "diagonal"]
+titles = ["image", "left edges", "top edges", "diagonal, rising", "diagonal, falling"]
 _, axes = plt.subplots(3, 5, figsize=(9, 5.4), layout="constrained")
-for row, image in zip(axes, (0, 1, 2)):
-    for ax, title, picture in zip(row, titles, [batch[image, 0], *features[image]]):
-        ax.imshow(picture.numpy(), cmap="gray")
-        ax.set_title(title, fontsize=9)
+for row, image in zip(axes, (0, 1, 63)):
+    limit = features[image].abs().max()
+    row[0].imshow(batch[image, 0].numpy(), cmap="gray")
+    for ax, picture in zip(row[1:], features[image]):
+        ax.imshow(picture.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
+    for ax in row:
         ax.axis("off")
+for ax, title in zip(axes[0], titles):
+    ax.set_title(title, fontsize=9)
 plt.show()
 
 # %%

@@ -6,6 +6,9 @@ What a convolution may do besides sliding by one pixel: each option on a small i
 on which the window moves.
 """
 
+import tempfile
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -21,7 +24,7 @@ from pyconv import data, inspect, models, nn, ops
 x = torch.arange(25.0).view(5, 5)
 w = torch.tensor(
     [[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]
-)  # the Laplacian: zero where brightness grows evenly
+)  # Laplace's: zero where brightness grows evenly
 assert inspect.apply_kernel(x, w).output.shape == (3, 3)
 assert inspect.apply_kernel(x, w, padding=1).output.shape == (5, 5)
 assert inspect.apply_kernel(x, w).output.abs().max() == 0
@@ -39,6 +42,16 @@ assert strided.output.shape == (3, 3)
 assert torch.equal(strided.output, inspect.apply_kernel(x, w, padding=1).output[::2, ::2])
 
 inspect.animate_conv(x, w, stride=2, padding=1)
+
+# %%
+# One step as a figure, and all of them as a GIF, for where no page can be shown:
+
+sliding = inspect.animate_conv(x, w, stride=2, padding=1)
+sliding.plot(number=5)
+plt.show()
+with tempfile.TemporaryDirectory() as folder:
+    gif = sliding.save(Path(folder, "stride.gif"))
+    print(f"{len(sliding)} frames, {gif.stat().st_size / 1e3:.0f} kB")
 
 # %%
 # One formula

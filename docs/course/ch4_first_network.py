@@ -6,6 +6,9 @@ Five convolutions, each of which halves the image, tell threes from sevens. No f
 convolution leaves one pixel with two channels, the scores of the two classes.
 """
 
+import tempfile
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -56,7 +59,7 @@ plt.show()
 # --------
 # The one-cycle schedule starts slowly, goes up to the rate that was chosen, and down to almost nothing, while the
 # momentum goes the other way. The data that pyconv brings along are 2,000 threes and sevens, a sixth of what the
-# course trains on: twelve epochs are as many steps as its two.
+# course trains on: twelve epochs are as many steps as its two (on all of them: :doc:`/reproduced`).
 
 settings = train.resolve({"epochs": 12}, recipe="chapter-3v7")
 run = train.Run(settings, digits, torch.device("cpu"))
@@ -112,5 +115,8 @@ inspect.show_feature_maps(run.module, digits.test.images[:1], "0.1")
 plt.show()
 
 # %%
-# To follow one number through all five layers, ``inspect.explorer(run.module, digits.test.images[0],
-# "explorer.html")`` writes a page to click through.
+# To follow one number through all five layers: click a feature map, then one of its pixels, then what it was made of.
+
+folder = tempfile.TemporaryDirectory()  # until the page is copied from there
+page = Path(folder.name, "explorer.html")
+inspect.explorer(run.module, digits.test.images[0], page, labels=["3", "7"])

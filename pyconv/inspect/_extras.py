@@ -114,7 +114,11 @@ def rich_table(title: str, head: list[str], rows: list[list[str]]) -> Any:
         ) from None
     table = Table(title=title)
     for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        if i == 0:
+            widest = max((len(row[0]) for row in rows), default=0)
+            table.add_column(name, min_width=min(widest, 16))  # not given up on a narrow terminal
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

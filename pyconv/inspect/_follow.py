@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from pyconv._shapes import pair, same_padding
-from pyconv.inspect._walk import first_tensor, leaves
+from pyconv.inspect._walk import first_tensor, geometry, leaves
 
 nn = torch.nn
 Span = list[tuple[int, int]]  # first and last pixel that each position of an axis sees
@@ -237,21 +236,10 @@ def _windows(layer: Module, axis: int, x: Tensor, y: Tensor) -> Span | None:
     if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
 
-    def of(key: str, default: int) -> int:
-        value: Any = getattr(layer, key, default)
-        if key == "padding" and isinstance(value, str):
-            if value == "valid":
-                return 0
-            kernel, dilation = pair("", "", layer.kernel_size), pair("", "", layer.dilation)
-            return same_padding(kernel, dilation)[2 if axis == 0 else 0]
-        return pair("", "", value)[axis]
-
-    kernel, dilation, padding = of("kernel_size", 1), of("dilation", 1), of("padding", 0)
-    stride = of("stride", 1) if getattr(layer, "stride", None) else kernel
+    kernel, stride, padding, dilation = geometry(layer, axis)
     reach = dilation * (kernel - 1)
-    if isinstance(
-        layer, nn.ConvTranspose2d
-    ):  # input i reaches the outputs i * stride - padding + ...
+    if isinstance(layer, nn.ConvTranspose2d):
+        # Input i reaches the outputs i * stride - padding and `reach` further.
         return [
             (-(-(o + padding - reach) // stride), (o + padding) // stride) for o in range(outputs)
         ]

@@ -34,3 +34,9 @@ def page(title: str, scripts: list[str], data: Any) -> str:
         + "".join(f"<script>\n{part}</script>\n" for part in parts)
         + "</body></html>\n"
     )
+
+
+def framed(html: str, height: int) -> str:
+    """A page inside another."""
+    escaped = html.replace("&", "&amp;").replace('"', "&quot;")
+    return f'<iframe srcdoc="{escaped}" style="width:100%;height:{height}px;border:0"></iframe>'

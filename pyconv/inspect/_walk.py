@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from pyconv._shapes import pair
+
 
 @dataclass(eq=False)
 class Call:
@@ -40,6 +42,23 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, dict):
         return first_tensor(list(value.values()))
     return None
+
+
+def geometry(layer: Any, axis: int) -> tuple[int, int, int, int]:
+    """(kernel, stride, padding, dilation) of a convolution or pooling along an axis.
+
+    "same" pads an even reach by one more at the end; the padding here is that at the start.
+    """
+
+    def of(value: Any) -> int:
+        return pair("", "", value)[axis]
+
+    kernel, dilation = of(layer.kernel_size), of(getattr(layer, "dilation", 1))
+    stride = of(layer.stride) if layer.stride is not None else kernel
+    padding = layer.padding
+    if isinstance(padding, str):
+        return kernel, stride, 0 if padding == "valid" else dilation * (kernel - 1) // 2, dilation
+    return kernel, stride, of(padding), dilation
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pyconv import ops
 from pyconv._shapes import ShapeError, pair
 from pyconv.inspect import _frames
 from pyconv.inspect._extras import Shown, text_table
-from pyconv.inspect._page import encoded, page
+from pyconv.inspect._page import encoded, framed, page
 
 Pair = int | tuple[int, int]
 
@@ -69,18 +69,14 @@ class Animation(Shown):
         o = self.operation
         (sh, sw), (ph, pw), (dh, dw) = o["stride"], o["padding"], o["dilation"]
         oc, oh, ow = self.position(number)
-        channels, running, terms = (
-            _channels(o, oc),
-            -float("inf") if o["kind"] == "max" else 0.0,
-            [],
-        )
-        for number, c in enumerate(channels):
+        running, terms = -float("inf") if o["kind"] == "max" else 0.0, []
+        for inside, c in enumerate(_channels(o, oc)):
             for i in range(o["kernel"][0]):
                 for j in range(o["kernel"][1]):
                     h, w = oh * sh - ph + i * dh, ow * sw - pw + j * dw
                     outside = not (0 <= h < o["x"].shape[1] and 0 <= w < o["x"].shape[2])
                     value = 0.0 if outside else float(o["x"][c, h, w])
-                    weight = float(o["w"][oc, number, i, j]) if o["kind"] == "conv" else 1.0
+                    weight = float(o["w"][oc, inside, i, j]) if o["kind"] == "conv" else 1.0
                     if o["kind"] != "max":
                         running += value * weight
                     elif not outside:
@@ -100,7 +96,7 @@ class Animation(Shown):
             first = at * o["stride"][axis] - pad
             last = min(
                 first + o["kernel"][axis], size + pad
-            )  # ceil_mode may go further; that never counts
+            )  # beyond, in ceil_mode, nothing counts
             if not o["count_include_pad"]:
                 first, last = max(first, 0), min(last, size)
             sides.append(last - first)
@@ -153,8 +149,7 @@ class Animation(Shown):
         return path
 
     def _repr_html_(self) -> str:
-        escaped = self.html().replace("&", "&amp;").replace('"', "&quot;")
-        return f'<iframe srcdoc="{escaped}" style="width:100%;height:780px;border:0"></iframe>'
+        return framed(self.html(), height=780)
 
 
 def _channels(o: dict[str, Any], oc: int) -> range:

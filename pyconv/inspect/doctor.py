@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pyconv._shapes import ShapeError, pair, same_padding
-from pyconv.inspect._walk import first_tensor, leaves, untouched
+from pyconv.inspect._walk import first_tensor, geometry, leaves, untouched
 
 nn = torch.nn
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -160,20 +160,6 @@ def _channels(name: str, layer: nn.Conv2d, x: Size) -> str | None:
     if x[-1] == layer.in_channels and len(x) == 4:
         text += "; or the channels are last, and x.permute(0, 3, 1, 2) would put them second"
     return text + "."
-
-
-def geometry(layer: Any, axis: int) -> tuple[int, int, int, int]:
-    """(kernel, stride, padding, dilation) of a convolution or pooling along an axis."""
-
-    def of(value: Any) -> int:
-        return pair("", "", value)[axis]
-
-    kernel, dilation = of(layer.kernel_size), of(getattr(layer, "dilation", 1))
-    stride = of(layer.stride) if layer.stride is not None else kernel
-    padding = layer.padding
-    if isinstance(padding, str):
-        return kernel, stride, 0 if padding == "valid" else dilation * (kernel - 1) // 2, dilation
-    return kernel, stride, of(padding), dilation
 
 
 def output_size(

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from pyconv._shapes import pair, same_padding
 from pyconv.inspect._follow import POINTWISE
-from pyconv.inspect._page import encoded, page
-from pyconv.inspect._walk import Call, calls, first_tensor, untouched
+from pyconv.inspect._page import encoded, framed, page
+from pyconv.inspect._walk import Call, calls, first_tensor, geometry, untouched
 
 nn = torch.nn
 _MOST = 64 << 20  # bytes of numbers in a page: browsers still open it
@@ -31,6 +30,9 @@ class Explorer:
     seconds: float
     layers: list[str]
     exact: list[str]  # of them, those whose outputs the page can sum by hand
+
+    def _repr_html_(self) -> str:
+        return framed(self.path.read_text(encoding="utf-8"), height=1000)
 
 
 def explorer(
@@ -141,13 +143,9 @@ def _operation(call: Call, x: Tensor, y: Tensor, collected: _Collected) -> dict[
     if isinstance(layer, nn.Conv2d):
         return _conv(layer, x, collected)
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) and x.dim() == 4:
-        kernel = pair("", "", layer.kernel_size)
         return {
             "kind": "max" if isinstance(layer, nn.MaxPool2d) else "avg",
-            "kernel": kernel,
-            "stride": kernel if layer.stride is None else pair("", "", layer.stride),
-            "padding": pair("", "", layer.padding),
-            "dilation": pair("", "", getattr(layer, "dilation", 1)),
+            **_geometry(layer),
             "count_include_pad": getattr(layer, "count_include_pad", False),
             "divisor": getattr(layer, "divisor_override", None),
         }
@@ -175,30 +173,26 @@ def _operation(call: Call, x: Tensor, y: Tensor, collected: _Collected) -> dict[
     return {"kind": "value" if pointwise else "other"}
 
 
+def _geometry(layer: Any) -> dict[str, tuple[int, int]]:
+    pairs = zip(geometry(layer, 0), geometry(layer, 1))
+    return dict(zip(("kernel", "stride", "padding", "dilation"), pairs))
+
+
 def _conv(layer: nn.Conv2d, x: Tensor, collected: _Collected) -> dict[str, Any]:
-    padding: Any = layer.padding
-    source = None
+    of_window = _geometry(layer)
+    padded = None  # the image, where padding is not zeros
+    ceiling = getattr(layer, "ceiling", math.inf)
     if layer.padding_mode != "zeros":
         pads = layer._reversed_padding_repeated_twice
-        source = collected.put(nn.functional.pad(x, pads, layer.padding_mode)[0])
-        padding = 0
-    elif padding == "same":
-        left, _, top, _ = same_padding(
-            pair("", "", layer.kernel_size), pair("", "", layer.dilation)
-        )
-        padding = top, left
+        padded = collected.put(nn.functional.pad(x, pads, layer.padding_mode)[0])
+        of_window["padding"] = (0, 0)
     return {
         "kind": "conv",
-        "kernel": layer.kernel_size,
-        "stride": layer.stride,
-        "padding": (0, 0) if padding == "valid" else pair("", "", padding),
-        "dilation": layer.dilation,
+        **of_window,
         "groups": layer.groups,
         "relu": getattr(layer, "relu", False) is True,
-        "ceiling": ceiling
-        if math.isfinite(ceiling := getattr(layer, "ceiling", math.inf))
-        else None,
-        "source": source,  # the padded image, where padding is not zeros
+        "ceiling": ceiling if math.isfinite(ceiling) else None,
+        "source": padded,
         "w": collected.put(layer.weight),
         "b": None if layer.bias is None else collected.put(layer.bias),
     }

@@ -79,7 +79,7 @@ class Ladder(Shown):
             ax.annotate(rung.idea, (low, i + 0.24), (3, 0), va="top", fontsize=7.5, color="0.3",
                         textcoords="offset points")  # fmt: skip
         ax.axvline(self.roof, color="0.4", linestyle="--", zorder=0)
-        ax.annotate("roofline", (self.roof, 0.02), (-2, 0), xycoords=ax.get_xaxis_transform(),
+        ax.annotate("roofline", (self.roof, 0.99), (-2, 0), xycoords=ax.get_xaxis_transform(), va="top",
                     textcoords="offset points", rotation=90, ha="right", fontsize=8, color="0.4")  # fmt: skip
         ax.set_ylim(len(rungs) - 0.4, -0.5)
         ax.set(xscale="log", xlim=(low, 2 * high), xlabel="GFLOP/s, logarithmic", title=self.title)

@@ -23,13 +23,24 @@ class Applied(Shown):
     kernel: Tensor  # (C, KH, KW)
     stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int]
     output: Tensor  # (OH, OW)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns from the first tap of a window to its last."""
+        down, across = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel.shape[1:]))
+        return down, across
 
     def window(self, row: int, column: int) -> Tensor:
         """(C, KH, KW): what the output at (row, column) sees, zeros beyond the border included."""
-        (sh, sw), (ph, pw), (kh, kw) = self.stride, self.padding, self.kernel.shape[1:]
+        ph, pw = self.padding
         padded = torch.nn.functional.pad(self.image, (pw, pw, ph, ph))
-        return padded[:, row * sh : row * sh + kh, column * sw : column * sw + kw]
+        rows, columns = (
+            slice(at * s, at * s + reach, d)
+            for at, s, reach, d in zip((row, column), self.stride, self.reach, self.dilation)
+        )
+        return padded[:, rows, columns]
 
     def products(self, row: int, column: int) -> Tensor:
         """(C, KH, KW): window times kernel; their sum is output[row, column]."""
@@ -50,8 +61,8 @@ class Applied(Shown):
         last = bare(ax[count - 1], "output")
         last.imshow(self.output.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
         if at is not None:
-            (sh, sw), (ph, pw), (kh, kw) = self.stride, self.padding, self.kernel.shape[1:]
-            outline(ax[0], at[0] * sh - ph, at[1] * sw - pw, kh, kw)
+            top, left = (a * s - p for a, s, p in zip(at, self.stride, self.padding))
+            outline(ax[0], top, left, *self.reach)
             outline(last, *at, 1, 1)
             title = f"window x kernel, sum {float(self.output[at]):g}"
             cells(bare(ax[2], title), self.products(*at).sum(0))
@@ -67,14 +78,19 @@ def picture(image: Tensor) -> Any:
 
 
 def apply_kernel(
-    image: Tensor, kernel: Tensor, stride: Pair = 1, padding: Pair = 0, algorithm: str | None = None
+    image: Tensor,
+    kernel: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    algorithm: str | None = None,
 ) -> Applied:
     """Slides one kernel over one image.
 
     Args:
         image: (H, W) or (C, H, W).
         kernel: (KH, KW), used for every channel, or (C, KH, KW).
-        stride, padding, algorithm: as of `pyconv.ops.conv2d`, which computes the output.
+        stride, padding, dilation, algorithm: as of `pyconv.ops.conv2d`, which computes the output.
 
     >>> from pyconv import data, inspect
     >>> import torch
@@ -88,14 +104,12 @@ def apply_kernel(
     """
     image = image[None] if image.dim() == 2 else image
     kernel = kernel.to(image).expand(len(image), *kernel.shape[-2:])
-    stride, padding = (
-        pair("apply_kernel", "stride", stride),
-        pair("apply_kernel", "padding", padding),
-    )
-    output = ops.conv2d(
-        image[None], kernel[None].contiguous(), None, stride, padding, algorithm=algorithm
-    )
-    return Applied(image, kernel, stride, padding, output[0, 0])
+    op = "apply_kernel"
+    stride, padding = pair(op, "stride", stride), pair(op, "padding", padding)
+    dilation = pair(op, "dilation", dilation)
+    weight = kernel[None].contiguous()
+    output = ops.conv2d(image[None], weight, None, stride, padding, dilation, algorithm=algorithm)
+    return Applied(image, kernel, stride, padding, dilation, output[0, 0])
 
 
 @dataclass

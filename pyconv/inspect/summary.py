@@ -225,16 +225,18 @@ def _row(call: Call, seen: set[int], measure: bool) -> Row:
 def _ours(call: Call, x: Tensor) -> Any:
     """`explain` of a convolution, pooling or batch norm of ours on the CPU, else None."""
     layer = call.layer
-    if not isinstance(layer, AlgorithmMixin):
+    ours = isinstance(layer, AlgorithmMixin) and _asked(x)
+    if not ours or not (
+        isinstance(layer, torch.nn.Conv2d) or (operator_of(layer) and x.dim() == 4)
+    ):
         return None
-    if not isinstance(layer, torch.nn.Conv2d) and not (operator_of(layer) and x.dim() == 4):
-        return None
-    if _native.lib is None or x.device.type != "cpu" or x.dtype not in NAMES:
-        return None
-    two = isinstance(
-        layer, torch.nn.MaxUnpool2d
-    )  # values and indices; a second input elsewhere is a shortcut
-    return explain(layer, *call.inputs[: 1 + two])
+    inputs = 1 + isinstance(layer, torch.nn.MaxUnpool2d)  # of others, a second one is a shortcut
+    return explain(layer, *call.inputs[:inputs])
+
+
+def _asked(x: Tensor) -> bool:
+    """Whether there are kernels to ask and to measure on x's device, for its dtype."""
+    return _native.lib is not None and x.device.type == "cpu" and x.dtype in NAMES
 
 
 def _torchs(layer: Module) -> bool:
@@ -245,7 +247,7 @@ def _torchs(layer: Module) -> bool:
 
 def _roof(x: Tensor, moved: int) -> Roof | None:
     """Measured for the next power of two of megabytes, to measure seldom; None where it cannot be."""
-    if _native.lib is None or x.device.type != "cpu" or x.dtype not in NAMES:
+    if not _asked(x):
         return None
     megabytes = 1 << max(-(-moved // 2**20) - 1, 0).bit_length()
     return roof(x.dtype, torch.get_num_threads(), megabytes)
@@ -281,10 +283,9 @@ def multiply_adds(call: Call) -> int:
     layer, x, y = call.layer, first_tensor(call.inputs), first_tensor(call.output)
     if x is None or y is None:
         return 0
-    if isinstance(layer, _ConvTransposeNd):
-        return x.numel() * layer.weight[0].numel()
     if isinstance(layer, _ConvNd):
-        return y.numel() * layer.weight[0].numel()
+        each = x if isinstance(layer, _ConvTransposeNd) else y
+        return each.numel() * layer.weight[0].numel()
     return y.numel() * layer.in_features if isinstance(layer, torch.nn.Linear) else 0
 
 

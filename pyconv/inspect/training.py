@@ -168,10 +168,17 @@ def schedule(
         rates.append(optimizer.param_groups[0]["lr"])
         momenta.append(optimizer.param_groups[0]["momentum"])
         optimizer.step()
-        scheduler.step() if len(rates) < steps else None
+        if len(rates) < steps:
+            scheduler.step()
     return Schedule(
         torch.tensor(rates, dtype=torch.float64), torch.tensor(momenta, dtype=torch.float64)
     )
+
+
+def _rates(optimizer: Optimizer) -> tuple[float, float]:
+    """(learning rate, momentum or Adam's beta1) of the first group."""
+    group = optimizer.param_groups[0]
+    return group["lr"], group.get("momentum", group.get("betas", (math.nan,))[0])
 
 
 class Recorder(Shown):
@@ -204,8 +211,7 @@ class Recorder(Shown):
     ) -> None:
         """Note a step; learning rate and momentum are the optimiser's first group's, or as given."""
         if optimizer is not None:
-            group = optimizer.param_groups[0]
-            lr, momentum = group["lr"], group.get("momentum", group.get("betas", (math.nan,))[0])
+            lr, momentum = _rates(optimizer)
         self.losses.append(loss.item() if isinstance(loss, Tensor) else float(loss))
         self.rates.append(float(lr))
         self.momenta.append(float(momentum))
@@ -217,10 +223,10 @@ class Recorder(Shown):
     def following(self, run: Any) -> Callable[[], None]:
         """A callback for Run.train_epoch: the mean loss of each batch, and the rates it was made with."""
         before = {"total": float(run.totals[0]), "step": run.step}
-        group = run.optimizer.param_groups[0]
-        used = [group["lr"], group.get("momentum", group.get("betas", (math.nan,))[0])]
+        used = _rates(run.optimizer)
 
         def after_step() -> None:
+            nonlocal used
             if run.step <= before["step"]:
                 before["total"] = 0.0  # an epoch began
             total = float(run.totals[0])
@@ -228,7 +234,7 @@ class Recorder(Shown):
             images = min(size, count - (run.step - 1) * size)
             self.step((total - before["total"]) / images, lr=used[0], momentum=used[1])
             before.update(total=total, step=run.step)
-            used[:] = group["lr"], group.get("momentum", group.get("betas", (math.nan,))[0])
+            used = _rates(run.optimizer)
 
         return after_step
 

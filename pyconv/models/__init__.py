@@ -1,7 +1,7 @@
 """Models whose layers come from a namespace: `pyconv.nn` by default, `torch.nn` for the twin.
 
-    lenet = pyconv.models.build("lenet5")                # on our kernels
-    twin = pyconv.models.build("lenet5", nn=torch.nn)    # the same code on torch's
+lenet = pyconv.models.build("lenet5")                # on our kernels
+twin = pyconv.models.build("lenet5", nn=torch.nn)    # the same code on torch's
 """
 
 from __future__ import annotations
