@@ -1,7 +1,8 @@
-"""matplotlib and rich, asked for only when something is drawn."""
+"""What tables and figures share; matplotlib and rich are asked for only when something is drawn."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -122,3 +123,21 @@ def rich_table(title: str, head: list[str], rows: list[list[str]]) -> Any:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def as_time(seconds: float) -> str:
+    if not seconds >= 0:
+        return ""
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+def as_number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}"
+
+
+def as_share(value: float) -> str:
+    return "" if not value < math.inf else f"{value:.0%}"
+
+
+def as_bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -16,7 +16,16 @@ from pyconv._explain import explain
 from pyconv._explain_kernels import NAMES, Roof, roof
 from pyconv._explain_memory import operator_of
 from pyconv._timing import alternate
-from pyconv.inspect._extras import Shown, axes, rich_table, text_table
+from pyconv.inspect._extras import (
+    Shown,
+    as_bytes,
+    as_number,
+    as_share,
+    as_time,
+    axes,
+    rich_table,
+    text_table,
+)
 from pyconv.inspect._walk import Call, calls, first_tensor, untouched
 from pyconv.nn._algorithm import AlgorithmMixin
 
@@ -79,21 +88,21 @@ class Summary(Shown):
         table = [self._cells(r) for r in self.rows]
         seconds = sum(r.seconds for r in self.rows)
         macs = sum(r.multiply_adds for r in self.rows)
-        total = ["total", "", "", f"{self.parameters:,}", f"{macs:,}", "", _time(seconds),
-                 _number(2 * macs / seconds / 1e9 if macs else math.nan), "",
-                 _bytes(sum(r.memory for r in self.rows))]  # fmt: skip
+        total = ["total", "", "", f"{self.parameters:,}", f"{macs:,}", "", as_time(seconds),
+                 as_number(2 * macs / seconds / 1e9 if macs else math.nan), "",
+                 as_bytes(sum(r.memory for r in self.rows))]  # fmt: skip
         if self.backward:
-            total += [_time(sum(r.backward_seconds for r in self.rows)), "", ""]
+            total += [as_time(sum(r.backward_seconds for r in self.rows)), "", ""]
         return [*table, total]
 
     def _cells(self, r: Row) -> list[str]:
         macs = f"{r.multiply_adds:,}" if r.multiply_adds else ""
         cells = [r.name, r.kind, "x".join(map(str, r.output)), f"{r.parameters:,}" * bool(r.parameters),
-                 macs, r.kernel, _time(r.seconds), _number(r.gflops if macs else math.nan),
-                 _share(r.share), _bytes(r.memory)]  # fmt: skip
+                 macs, r.kernel, as_time(r.seconds), as_number(r.gflops if macs else math.nan),
+                 as_share(r.share), as_bytes(r.memory)]  # fmt: skip
         if self.backward:
             kernels = ", ".join(dict.fromkeys(r.backward_kernels))
-            cells += [_time(r.backward_seconds), _share(r.backward_share), kernels]
+            cells += [as_time(r.backward_seconds), as_share(r.backward_share), kernels]
         return cells
 
     @property
@@ -287,21 +296,3 @@ def multiply_adds(call: Call) -> int:
         each = x if isinstance(layer, _ConvTransposeNd) else y
         return each.numel() * layer.weight[0].numel()
     return y.numel() * layer.in_features if isinstance(layer, torch.nn.Linear) else 0
-
-
-def _time(seconds: float) -> str:
-    if not seconds >= 0:
-        return ""
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.1f}"
-
-
-def _share(value: float) -> str:
-    return "" if not value < math.inf else f"{value:.0%}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
