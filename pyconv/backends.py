@@ -1,8 +1,10 @@
 """Process-wide switches of the kernels, after torch.backends.
 
-pyconv.backends.allow_winograd            # may convolutions use Winograd's algorithm?
-pyconv.backends.allow_winograd = False    # from now on they may not
-pyconv.backends.cuda.allow_tf32 = True    # float32 convolutions may run on the tensor cores
+    pyconv.backends.allow_winograd            # may convolutions use Winograd's algorithm?
+    pyconv.backends.allow_winograd = False    # from now on they may not
+    pyconv.backends.cuda.allow_tf32 = True    # float32 convolutions may run on the tensor cores
+
+PYCONV_ALLOW_WINOGRAD and PYCONV_ALLOW_TF32 in the environment set them at the start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Real images to train on: MNIST and Fashion-MNIST, embedded, from a folder, or downloaded.
 
-digits = pyconv.data.load("mnist")               # 10,000 / 2,000 images, no network
-digits = pyconv.data.load("mnist", root="data")  # the full files
+    digits = pyconv.data.load("mnist")               # 10,000 / 2,000 images, no network
+    digits = pyconv.data.load("mnist", root="data")  # the full files
+
+`names` lists the data sets.
 """
 
 from .datasets import NUM_CLASSES, Dataset, Split, load, names

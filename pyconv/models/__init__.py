@@ -1,7 +1,9 @@
 """Models whose layers come from a namespace: `pyconv.nn` by default, `torch.nn` for the twin.
 
-lenet = pyconv.models.build("lenet5")                # on our kernels
-twin = pyconv.models.build("lenet5", nn=torch.nn)    # the same code on torch's
+    lenet = pyconv.models.build("lenet5")                # on our kernels
+    twin = pyconv.models.build("lenet5", nn=torch.nn)    # the same code on torch's
+
+`names` lists them all.
 """
 
 from __future__ import annotations
