@@ -23,7 +23,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from pyconv.nn import _ours
-from pyconv.nn.batch_norm_relu import NormReLUSequential, is_pair
+from pyconv.nn.batch_norm_relu import NormReLUSequential, fused_sequential, is_pair
 from pyconv.ops._check import DTYPES
 
 _TO_OURS: dict[type, type] = {
@@ -45,6 +45,7 @@ _KINDS = (
     torch.nn.FractionalMaxPool3d,
 )
 
+_calls_in_turn = torch.nn.Sequential.forward
 _dtype_names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 _log = logging.getLogger("pyconv")
 _Model = TypeVar("_Model", bound=Module)
@@ -89,10 +90,11 @@ def convert(
     Args:
         model: any module; it may itself be such a layer. A layer shared by several parents is
             swapped for all of them.
-        fuse: also swap the class of what calls a BatchNorm2d and then a ReLU or ReLU6, so that the two, and
-            the sum with a shortcut between them, run as ops.batch_norm_relu, in training too: a
-            plain Sequential, and a block whose class names its twin in an attribute `fused_class`,
-            as those of pyconv.models.resnet do. Names, layers and state_dict stay.
+        fuse: also swap the class of what calls a BatchNorm2d and then a ReLU or ReLU6, so that the
+            two, and the sum with a shortcut between them, run as ops.batch_norm_relu, in training
+            too: a Sequential, or a subclass of it with no forward of its own, and a block whose
+            class names its twin in an attribute `fused_class`, as those of pyconv.models.resnet do.
+            Names, layers and state_dict stay.
         report: called once with the `Report` of what was swapped, what was left and why. By default
             it goes to the logger "pyconv": as a warning if anything was left, else as information.
             `report=print` prints it.
@@ -130,10 +132,12 @@ def revert(model: _Model, *, report: Callable[[Report], None] = _write_to_log) -
 
 def _fused_class(module: Module) -> type | None:
     """What runs batch norms of `module` together with the ReLUs behind them, None where nothing does."""
-    if type(module) is torch.nn.Sequential:
-        pairs = zip(module, list(module)[1:])
-        return NormReLUSequential if any(is_pair(*pair) for pair in pairs) else None
-    return vars(type(module)).get("fused_class")
+    if (new := vars(type(module)).get("fused_class")) is not None:
+        return new
+    if not isinstance(module, torch.nn.Sequential) or type(module).forward is not _calls_in_turn:
+        return None
+    pairs = zip(module, list(module)[1:])
+    return fused_sequential(type(module)) if any(is_pair(*pair) for pair in pairs) else None
 
 
 def unfuse(model: Module) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """BatchNormReLU2d, and what convert(fuse=True) makes of models: the function and the gradients of the two layers."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import pyconv
 import pyconv.nn as ours
 from pyconv import models, ops
 from pyconv.nn.batch_norm_relu import NormReLUSequential
+from tests.blocks import ConvNorm, InvertedResidual
 
 
 def quiet(report):
@@ -52,11 +54,19 @@ def steps(model, count=3, size=12):
     return found
 
 
+def mobile():
+    """Blocks as torchvision writes them: convolution, norm and ReLU6 in a subclass of Sequential."""
+    return nn.Sequential(
+        ConvNorm(3, 8, 3, stride=2), *(InvertedResidual(8, nn.ReLU6) for _ in "ab")
+    )
+
+
 MODELS = {
     "sequential": small,
     "resnet20": lambda: models.build("resnet20", nn=nn),
     "resnet20 B": lambda: models.resnet20(option="B", nn=nn),
     "resnet18": lambda: models.build("resnet18", nn=nn),
+    "mobilenet": mobile,
 }
 
 
@@ -88,7 +98,13 @@ def counted(monkeypatch, model, x):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sequential", (2, 4)), ("resnet20", (0, 19)), ("resnet20 B", (2, 19)), ("resnet18", (3, 17))],
+    [
+        ("sequential", (2, 4)),
+        ("resnet20", (0, 19)),
+        ("resnet20 B", (2, 19)),
+        ("resnet18", (3, 17)),
+        ("mobilenet", (2, 5)),
+    ],
 )
 def test_every_pair_is_one_operator(monkeypatch, name, expected):
     model = pyconv.convert(MODELS[name](), fuse=True, report=quiet)
@@ -104,6 +120,26 @@ def test_revert_undoes_it():
         assert [type(m) for m in model.modules()] != classes
         pyconv.revert(model, report=quiet)
         assert [type(m) for m in model.modules()] == classes
+
+
+def test_a_fused_subclass_of_sequential_is_still_one_of_its_class():
+    model = pyconv.convert(mobile(), fuse=True, report=quiet)
+    x = torch.randn(2, 3, 12, 12)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other[0]) is type(model[0]) is not ConvNorm
+        assert isinstance(other[0], ConvNorm)
+        assert torch.equal(other(x), model(x))
+    pyconv.convert(model, fuse=True, report=quiet)
+    assert type(pyconv.revert(model, report=quiet)[0]) is ConvNorm
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_left_alone():
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + super().forward(x)
+
+    model = pyconv.convert(Twice(nn.BatchNorm2d(3), nn.ReLU()), fuse=True, report=quiet)
+    assert type(model) is Twice
 
 
 def test_without_fuse_no_block_changes():

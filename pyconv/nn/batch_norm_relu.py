@@ -111,3 +111,24 @@ class NormReLUSequential(torch.nn.Sequential):
                 input = layers[i](input)
                 i += 1
         return input
+
+
+_FUSED: dict[type, type] = {torch.nn.Sequential: NormReLUSequential}
+
+
+def fused_sequential(plain: type) -> type:
+    """`plain`, Sequential or a subclass of it with Sequential's forward, with NormReLUSequential's."""
+    if plain not in _FUSED:
+        members = {"plain_class": plain, "__reduce_ex__": _reduce, "__module__": plain.__module__}
+        _FUSED[plain] = type(plain.__name__, (NormReLUSequential, plain), members)
+    return _FUSED[plain]
+
+
+def _reduce(module: Module, protocol: int) -> tuple[Any, ...]:
+    """A class made here has no name that pickle could find it by."""
+    state = tuple(object.__reduce_ex__(module, max(protocol, 2)))[2:]
+    return _made_again, (vars(type(module))["plain_class"],), *state
+
+
+def _made_again(plain: type) -> Any:
+    return object.__new__(fused_sequential(plain))
