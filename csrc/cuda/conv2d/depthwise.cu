@@ -10,10 +10,7 @@
 // Limits    float32 with multiples of 4 channels, bfloat16 and float16 with multiples of 8; channels_last; fewer than 2^31
 //           values per tensor; a pointer that is not aligned to 16 bytes goes to direct
 // Source    Howard et al., MobileNets, arXiv:1704.04861
-#include "cuda/conv2d/walk.h"
-
-#include "cuda/library.h"
-#include "cuda/operands.h"
+#include "cuda/conv2d/few_channels.h"
 
 namespace pyconv::cuda {
 namespace {
@@ -38,15 +35,6 @@ PYCONV_DEVICE int place_of(int lane, int v) {
 }
 
 template <class T>
-struct Operands {
-  const T *a, *b;
-  const T *bias, *residual;  // of fwd, or null
-  T* d;
-  float* parts;  // of bwd_weight
-  bool relu;
-};
-
-template <class T>
 struct SumShared {
   struct alignas(16) Term {
     Pixel at;
@@ -55,7 +43,7 @@ struct SumShared {
 };
 
 template <class T>
-__global__ void __launch_bounds__(threads) sums(Gemm g, Operands<T> o) {
+__global__ void __launch_bounds__(threads) sums(Gemm g, FewOperands<T> o) {
   auto& shared = cuda::shared<SumShared<T>>();
   const int lane = threadIdx.x % lanes, first_group = blockIdx.y * lanes * V<T>, group = first_group + lane * V<T>;
   const int i = blockIdx.x * pixels * P + threadIdx.x / lanes;
@@ -119,7 +107,7 @@ struct PixelShared {
 
 // The weight gradient: terms are pixels, columns taps.
 template <class T>
-__global__ void __launch_bounds__(threads, 4) pixel_sums(Gemm g, Operands<T> o) {
+__global__ void __launch_bounds__(threads, 4) pixel_sums(Gemm g, FewOperands<T> o) {
   auto& shared = cuda::shared<PixelShared<T>>();
   const Share at(g, 1, C);
   const int lane = threadIdx.x % lanes, pixel = threadIdx.x / lanes;
@@ -165,10 +153,16 @@ __global__ void __launch_bounds__(threads, 4) pixel_sums(Gemm g, Operands<T> o) 
 // ------------------------------------------------------------------------------------------------------------ launchers
 
 template <class T>
-int launch_sums(const Place& at, const Gemm& g, const Operands<T>& o) {
+int launch_sums(const Place& at, const Gemm& g, const FewOperands<T>& o) {
   if (g.N == 0) return 0;
   const dim3 grid = {unsigned(divide_up(g.N, pixels * P)), unsigned(divide_up(g.groups, lanes * V<T>)), 1};
   return launch(sums<T>, grid, dim3{threads, 1, 1}, sizeof(SumShared<T>), at.stream, g, o);
+}
+
+template <class T>
+int launch_pixel_sums(const Place& at, const Gemm& g, const FewOperands<T>& o) {
+  const dim3 grid = {unsigned(divide_up(g.N, C)), unsigned(divide_up(g.groups, lanes * V<T>)), unsigned(g.splits)};
+  return launch(pixel_sums<T>, grid, dim3{threads, 1, 1}, sizeof(PixelShared<T>), at.stream, g, o);
 }
 
 }  // namespace
@@ -176,37 +170,20 @@ int launch_sums(const Place& at, const Gemm& g, const Operands<T>& o) {
 int pyconv_cuda_conv2d_depthwise_fwd(const Place& at, const Conv2dShape& s, const void* x, const void* w,
                                      const Epilogue& e, void* y) {
   if (!aligned({x, y, e.bias, e.residual})) return pyconv_cuda_conv2d_direct_fwd(at, s, x, w, e, y);
-  return with_float_sums(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Operands<T> o = {as<T>(w), as<T>(x), as<T>(e.bias), as<T>(e.residual), static_cast<T*>(y), nullptr, e.relu};
-    return launch_sums(at, gemm_fwd(s), o);
-  });
+  return few_fwd(s, x, w, e, y, [&](const Gemm& g, const auto& o) { return launch_sums(at, g, o); });
 }
 
 int pyconv_cuda_conv2d_depthwise_bwd_input(const Place& at, const Conv2dShape& s, const void* dy, const void* w,
                                            void* dx) {
   if (!aligned({dy, dx})) return pyconv_cuda_conv2d_direct_bwd_input(at, s, dy, w, dx);
-  return with_float_sums(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Operands<T> o = {as<T>(w), as<T>(dy), nullptr, nullptr, static_cast<T*>(dx), nullptr, false};
-    return launch_phases(s, [&](int64_t rh, int64_t rw) { return launch_sums(at, gemm_bwd_input(s, rh, rw), o); });
-  });
+  return few_bwd_input(s, dy, w, dx, [&](const Gemm& g, const auto& o) { return launch_sums(at, g, o); });
 }
 
 int pyconv_cuda_conv2d_depthwise_bwd_weight(const Place& at, const Conv2dShape& s, const void* dy, const void* x,
                                             void* dw) {
   if (!aligned({dy, x})) return pyconv_cuda_conv2d_direct_bwd_weight(at, s, dy, x, dw);
-  Gemm g = gemm_bwd_weight(s);
-  g.splits = int(depthwise_splits_of(s));
-  g.split_d = int(weight_count(s));
-  return with_float_sums(s.dtype, [&](auto type) {
-    using T = decltype(type);
-    float* parts = static_cast<float*>(at.workspace);
-    const Operands<T> o = {as<T>(dy), as<T>(x), nullptr, nullptr, nullptr, parts, false};
-    const dim3 grid = {unsigned(divide_up(g.N, C)), unsigned(divide_up(s.G, lanes * V<T>)), unsigned(g.splits)};
-    const int error = launch(pixel_sums<T>, grid, dim3{threads, 1, 1}, sizeof(PixelShared<T>), at.stream, g, o);
-    return error ? error : launch_add_parts(g, parts, static_cast<T*>(dw), at.stream);
-  });
+  return few_bwd_weight(at, s, depthwise_splits_of(s), dy, x, dw,
+                        [&](const Gemm& g, const auto& o) { return launch_pixel_sums(at, g, o); });
 }
 
 }  // namespace pyconv::cuda
