@@ -170,5 +170,5 @@ instructions: env
 ## make clean      removes what was built; .venv stays
 .PHONY: clean
 clean:
-	rm -rf build dist *.egg-info pyconv/_C*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info pyconv/_C*.so pyconv/_cuda.* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -60,6 +60,20 @@ def find_nvcc() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+def compiled(source: str, said: str) -> str:
+    """A line for each kernel and GPU: file, GPU, registers, bytes spilled and mangled name, of what ptxas said."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores, (\d+) bytes"
+        r" spill loads.*?Used (\d+) registers",
+        said,
+        re.S,
+    )
+    return "".join(
+        f"{source} {gpu} {registers} {int(stores) + int(loads)} {kernel}\n"
+        for kernel, gpu, stores, loads, registers in found
+    )
+
+
 def build_cuda(nvcc: Path, target: Path) -> None:
     """Compiles what is older than its source or any header, one nvcc per file, and links."""
     archs = os.environ.get("PYCONV_CUDA_ARCHS", "80,90,120").split(",")
@@ -82,8 +96,7 @@ def build_cuda(nvcc: Path, target: Path) -> None:
             if run.returncode:
                 sys.stderr.write(run.stderr)
                 run.check_returncode()
-            # Registers and spills of every kernel, for tests/test_cuda_build.py.
-            result.with_suffix(".ptxas").write_text(run.stderr)
+            result.with_suffix(".ptxas").write_text(compiled(source, run.stderr))
             part.replace(result)
         return str(result)
 
@@ -94,6 +107,9 @@ def build_cuda(nvcc: Path, target: Path) -> None:
     link = [nvcc, "-shared", "-cudart=static", *objects, *libraries, "-o", target]
     # The runtime's own symbols stay inside: torch has a runtime of its own in the process.
     subprocess.run([*link, "-Xlinker=--exclude-libs,ALL"], check=True)
+    # For pyconv.explain and the tests: what ptxas says of every kernel.
+    figures = [Path(o).with_suffix(".ptxas").read_text() for o in objects]
+    target.with_suffix(".ptxas").write_text("".join(figures))
 
 
 def cuda_too(build: type[build_ext]) -> type[build_ext]:

@@ -4,6 +4,7 @@
 // torch.compile needs, all registered in pyconv/_register; pyconv::_conv2d carries none and is what the eager
 // autograd.Function calls, because passing through a registered formula costs 4 us a call even when no gradient is
 // wanted (measured on torch 2.13).
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -129,6 +130,43 @@ py::list answers(std::vector<pyconv::Answer> (*ask)(const Shape&, Pass, Ask), co
   return rows;
 }
 
+pyconv::Pool2dShape pool_shape(int64_t N, int64_t C, const Axis& h, const Axis& w, const std::string& dtype,
+                               bool channels_last) {
+  return {N, C, axis(h), axis(w), dtype_named(dtype), layout_of(channels_last)};
+}
+
+pyconv::NormShape norm_shape(int64_t N, int64_t C, int64_t H, int64_t W, const std::string& dtype, bool channels_last,
+                             bool training) {
+  return {N, C, H, W, dtype_named(dtype), layout_of(channels_last), 0, training};
+}
+
+// What call(queue) would launch from the shared object at `path`, of operands that are aligned: for each launch the offset
+// of the kernel in that object, the grid, the block and the bytes of shared memory. Nothing runs.
+template <class Call>
+py::list launches(const std::string& path, const Call& call) {
+  static std::vector<pyconv::Launch> noted;
+  noted.clear();
+  const pyconv::cuda::Library& library = pyconv::cuda::load(path);
+  library.note([](const pyconv::Launch& launch) { noted.push_back(launch); });
+  const auto allocate = [](void*, int64_t) -> void* { return nullptr; };
+  try {
+    call(pyconv::cuda::Queue{&library, nullptr, allocate, nullptr});
+  } catch (...) {
+    library.note(nullptr);
+    throw;
+  }
+  library.note(nullptr);
+  py::list rows;
+  for (const pyconv::Launch& l : noted) {
+    Dl_info object;
+    dladdr(l.kernel, &object);
+    const auto offset = static_cast<const char*>(l.kernel) - static_cast<const char*>(object.dli_fbase);
+    rows.append(py::make_tuple(offset, py::make_tuple(l.grid[0], l.grid[1], l.grid[2]),
+                               py::make_tuple(l.block[0], l.block[1], l.block[2]), l.shared_bytes));
+  }
+  return rows;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -178,19 +216,64 @@ PYBIND11_MODULE(_C, m) {
         [](const pyconv::Conv2dShape& s, const std::string& pass) { return answers(pyconv::conv2d::ask, s, pass); });
   m.def("ask_pool2d", [](const std::string& family, int64_t N, int64_t C, const Axis& h, const Axis& w,
                          const std::string& dtype, bool channels_last, const std::string& pass) {
-    const pyconv::Pool2dShape s = {N, C, axis(h), axis(w), dtype_named(dtype), layout_of(channels_last)};
+    const auto s = pool_shape(N, C, h, w, dtype, channels_last);
     if (family == "unpool") return answers(pyconv::pool2d::ask_unpool, s, pass);
     return answers(family == "max" ? pyconv::pool2d::ask_max : pyconv::pool2d::ask_avg, s, pass);
   });
   m.def("ask_batch_norm", [](int64_t N, int64_t C, int64_t H, int64_t W, const std::string& dtype, bool channels_last,
                              bool training, const std::string& pass) {
-    const pyconv::NormShape s = {N, C, H, W, dtype_named(dtype), layout_of(channels_last), 0, training};
-    return answers(pyconv::batch_norm::ask, s, pass);
+    return answers(pyconv::batch_norm::ask, norm_shape(N, C, H, W, dtype, channels_last, training), pass);
   });
   // The same of the kernels that run on CUDA tensors and in the emulator.
   m.def("ask_cuda", [](const pyconv::Conv2dShape& s, const std::string& pass) {
     return answers(pyconv::cuda::conv2d::ask, s, pass);
   });
+  m.def("ask_cuda_pool2d", [](const std::string& family, int64_t N, int64_t C, const Axis& h, const Axis& w,
+                              const std::string& dtype, bool channels_last, const std::string& pass) {
+    namespace lists = pyconv::cuda::pool2d;
+    const auto s = pool_shape(N, C, h, w, dtype, channels_last);
+    if (family == "unpool") return answers(lists::ask_unpool, s, pass);
+    return answers(family == "max" ? lists::ask_max : lists::ask_avg, s, pass);
+  });
+  m.def("ask_cuda_batch_norm", [](int64_t N, int64_t C, int64_t H, int64_t W, const std::string& dtype,
+                                  bool channels_last, bool training, const std::string& pass) {
+    return answers(pyconv::cuda::batch_norm::ask, norm_shape(N, C, H, W, dtype, channels_last, training), pass);
+  });
+  m.def("launches", [](const std::string& path, const std::string& algorithm, const pyconv::Conv2dShape& s,
+                       const std::string& pass) {
+    namespace lists = pyconv::cuda::conv2d;
+    return launches(path, [&](const pyconv::cuda::Queue& q) {
+      if (pass == "fwd") return lists::fwd(q, s, nullptr, nullptr, {}, nullptr, algorithm);
+      if (pass == "bwd_input") return lists::bwd_input(q, s, nullptr, nullptr, nullptr, algorithm);
+      lists::bwd_weight(q, s, nullptr, nullptr, nullptr, algorithm);
+    });
+  });
+  m.def("launches_pool2d",
+        [](const std::string& path, const std::string& algorithm, const std::string& family, int64_t N, int64_t C,
+           const Axis& h, const Axis& w, const std::string& dtype, bool channels_last, const std::string& pass) {
+          namespace lists = pyconv::cuda::pool2d;
+          const auto s = pool_shape(N, C, h, w, dtype, channels_last);
+          const char* op = family.c_str();
+          return launches(path, [&](const pyconv::cuda::Queue& q) {
+            const bool fwd = pass == "fwd";
+            if (family == "avg") return (fwd ? lists::avg_fwd : lists::avg_bwd)(q, op, s, nullptr, nullptr, algorithm);
+            if (family == "unpool")
+              return (fwd ? lists::unpool_fwd : lists::unpool_bwd)(q, op, s, nullptr, nullptr, nullptr, algorithm);
+            if (fwd) return lists::max_fwd(q, op, s, nullptr, nullptr, nullptr, algorithm);
+            lists::max_bwd(q, op, s, nullptr, nullptr, nullptr, algorithm);
+          });
+        });
+  m.def("launches_batch_norm",
+        [](const std::string& path, const std::string& algorithm, int64_t N, int64_t C, int64_t H, int64_t W,
+           const std::string& dtype, bool channels_last, bool training, const std::string& pass) {
+          namespace lists = pyconv::cuda::batch_norm;
+          const auto s = norm_shape(N, C, H, W, dtype, channels_last, training);
+          return launches(path, [&](const pyconv::cuda::Queue& q) {
+            if (pass != "fwd") return lists::bwd(q, s, nullptr, nullptr, {}, nullptr, {}, algorithm);
+            if (training) return lists::train(q, s, nullptr, {}, nullptr, nullptr, nullptr, algorithm);
+            lists::eval(q, s, nullptr, {}, {}, nullptr, algorithm);
+          });
+        });
   m.def("use_gpu_kernels", [](const std::string& path) { pyconv::gpu_library = &pyconv::cuda::load(path); });
   // From now on CPU tensors run on the emulated kernels of this shared object; "" for the CPU's kernels again.
   m.def("emulate_cuda",

@@ -3,6 +3,7 @@
 print(pyconv.explain(layer, x))                       # a layer of pyconv.nn or torch.nn
 print(pyconv.explain(pyconv.ops.conv2d, x, w, padding=1, measure=True))
 print(pyconv.explain(torch.nn.MaxPool2d(3, 2, 1), x))  # and of pooling and batch norm: _explain_memory
+print(pyconv.explain(layer, x, device="cuda"))        # of CUDA's kernels, without a GPU: _explain_cuda
 
 python -m pyconv explain --conv ic96ih56oc96kh7ph3g96 --batch 4 --measure
 """
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _explain_memory, _shapes, ops
+from pyconv import _explain_cuda, _explain_memory, _shapes, ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._explain_kernels import NAMES, Candidate, Roof, kernels, line_of, roof
 from pyconv._register import conv2d as _conv2d
@@ -58,12 +59,9 @@ class Explanation:
     passes: list[Pass]
 
     def __str__(self) -> str:
-        c = self.case
-        kernel = f"{c.kh}x{c.kw}"
         lines = [
-            f"conv2d {c.ic} -> {c.oc}, {kernel}, stride {(c.sh, c.sw)}, padding {(c.ph, c.pw)}, "
-            f"dilation {(c.dh, c.dw)}, groups {c.g}",
-            f"  on {NAMES[self.dtype]} {c.x} {'channels_last' if self.channels_last else 'NCHW'}, "
+            _title(self.case),
+            f"  on {NAMES[self.dtype]} {self.case.x} {'channels_last' if self.channels_last else 'NCHW'}, "
             f"{self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}",
             f"  {self.flops / 1e6:.1f} MFLOP, {self.bytes / 1e6:.2f} MB compulsory, "
             f"{self.flops / self.bytes:.1f} FLOP per byte; roof {self.roof.flops / 1e9:.0f} GFLOP/s, "
@@ -87,11 +85,24 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _title(c: Conv2dCase) -> str:
+    return (
+        f"conv2d {c.ic} -> {c.oc}, {c.kh}x{c.kw}, stride {(c.sh, c.sw)}, padding {(c.ph, c.pw)}, "
+        f"dilation {(c.dh, c.dw)}, groups {c.g}"
+    )
+
+
 def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def explain(layer_or_op: Any, *inputs: Tensor, measure: bool = False, **arguments: Any) -> Any:
+def explain(
+    layer_or_op: Any,
+    *inputs: Tensor,
+    measure: bool = False,
+    device: str | None = None,
+    **arguments: Any,
+) -> Any:
     """Explains a layer: the kernel chosen in each direction and why, and every kernel refused.
 
     Args:
@@ -99,20 +110,27 @@ def explain(layer_or_op: Any, *inputs: Tensor, measure: bool = False, **argument
             operator of pyconv.ops.
         inputs: the layer's input, or the operator's tensors.
         measure: also time every kernel that can run, and torch, interleaved.
+        device: "cpu" or "cuda", whose kernels to ask; None for where the call would run: CUDA's for
+            CUDA tensors and inside pyconv.cuda_emulator(). No GPU is needed to ask.
         arguments: the operator's other arguments, as for the call.
 
     Returns:
-        an `Explanation`; `print` shows it. Of a convolution it has operations and bytes, of pooling
+        an `Explanation`; `print` shows it. Of CUDA's kernels it has, instead of what a measured roof
+        allows, the launches: grid, block, shared memory, tiling, and where nvcc built them here
+        registers, spills and occupancy of each GPU. Of a convolution it has operations and bytes, of pooling
         and batch norm the bytes that each direction must move, and the share of the bandwidth of a
         copy that moves as many.
 
     Raises:
         TypeError: none of these.
         ShapeError: the sizes do not fit, as the call itself would say.
+        ValueError: there is no such device; or measure is asked of CUDA's kernels.
         RuntimeError: the compiled half is missing.
     """
     if _explain_memory.operator_of(layer_or_op):
-        return _explain_memory.explain(layer_or_op, *inputs, measure=measure, **arguments)
+        return _explain_memory.explain(
+            layer_or_op, *inputs, measure=measure, device=device, **arguments
+        )
     if isinstance(layer_or_op, torch.nn.Conv2d):
         layer = layer_or_op
         padding: Any = layer.padding if layer.padding_mode == "zeros" else 0
@@ -141,6 +159,8 @@ def explain(layer_or_op: Any, *inputs: Tensor, measure: bool = False, **argument
         t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
         for t in formats
     )
+    if _explain_cuda.wanted(device, x):
+        return explain_case_on_cuda(case, x.dtype, last, measure)
     return explain_case(case, x.dtype, last, measure)
 
 
@@ -171,14 +191,8 @@ def explain_case(
     channels_last: bool = False,
     measure: bool = False,
 ) -> Explanation:
-    """As `explain`, for a convolution given as data."""
-    lib = kernels()
-    _, _, oh, ow = case.y
-    shape = lib.Conv2dShape(
-        N=case.mb, G=case.g, IC=case.ic, IH=case.ih, IW=case.iw, OC=case.oc, KH=case.kh, KW=case.kw,
-        OH=oh, OW=ow, SH=case.sh, SW=case.sw, PH=case.ph, PW=case.pw, DH=case.dh, DW=case.dw,
-        dtype=NAMES[dtype], channels_last=channels_last,
-    )  # fmt: skip
+    """As `explain`, for a convolution given as data, on the CPU."""
+    lib, shape = kernels(), shape_of(case, dtype, channels_last)
     threads = torch.get_num_threads()
     machine = roof(dtype, threads, -(-shape.bytes // 2**20))
     passes = []
@@ -212,6 +226,34 @@ def explain_case(
             for name in able:
                 p.workspace[name] = workspace(case, dtype, channels_last, p.name, name)
     return found
+
+
+def explain_case_on_cuda(
+    case: Conv2dCase, dtype: torch.dtype, channels_last: bool, measure: bool = False
+) -> _explain_cuda.CudaExplanation:
+    """As `explain_case`, of CUDA's kernels."""
+    shape = shape_of(case, dtype, channels_last)
+    return _explain_cuda.explain(
+        f"{_title(case)}, of {case.x}",
+        dtype,
+        channels_last,
+        {name: f"conv2d_{{}}_{name}" for name in PASSES},
+        "",
+        (shape,),
+        lambda _: shape.bytes,
+        shape.flops,
+        measure=measure,
+    )
+
+
+def shape_of(case: Conv2dCase, dtype: torch.dtype, channels_last: bool) -> Any:
+    """The case as the lists of kernels take it."""
+    _, _, oh, ow = case.y
+    return kernels().Conv2dShape(
+        N=case.mb, G=case.g, IC=case.ic, IH=case.ih, IW=case.iw, OC=case.oc, KH=case.kh, KW=case.kw,
+        OH=oh, OW=ow, SH=case.sh, SW=case.sw, PH=case.ph, PW=case.pw, DH=case.dh, DW=case.dw,
+        dtype=NAMES[dtype], channels_last=channels_last,
+    )  # fmt: skip
 
 
 def workspace(
@@ -289,6 +331,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--measure", action="store_true", help="time every kernel and torch")
+    parser.add_argument(
+        "--device",
+        choices=_explain_cuda.DEVICES,
+        default="cpu",
+        help="whose kernels; no GPU is needed to ask of CUDA's",
+    )
     parser.set_defaults(run=main)
 
 
@@ -299,6 +347,10 @@ def main(args: argparse.Namespace) -> int:
         case = case.with_batch(args.batch)
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = explain_case(case, getattr(torch, args.dtype), args.channels_last, args.measure)
+    if args.device == "cuda" and args.measure:
+        sys.stderr.write(f"pyconv {_explain_cuda.UNMEASURED}\n")
+        return 2
+    explained = explain_case_on_cuda if args.device == "cuda" else explain_case
+    found = explained(case, getattr(torch, args.dtype), args.channels_last, args.measure)
     sys.stdout.write(f"{found}\n")
     return 0

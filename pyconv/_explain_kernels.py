@@ -71,7 +71,7 @@ def line_of(source: str, name: str) -> int:
     """Where a file begins the pass called `name`: its driver, which knows the type, before what chooses the type."""
     path = Path(__file__).parents[1] / source
     lines = path.read_text().splitlines() if path.exists() else []
-    for pattern in (rf"void {name}\(.*\bT\* ", rf"(void|bool) (\w+_)?{name}\("):
+    for pattern in (rf"void {name}\(.*\bT\* ", rf"(void|bool|int) (\w+_)?{name}\("):
         for number, text in enumerate(lines, start=1):
             if re.search(pattern, text):
                 return number

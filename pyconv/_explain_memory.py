@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import ops
+from pyconv import _explain_cuda, _native, ops
+from pyconv._explain_cuda import CudaExplanation
 from pyconv._explain_kernels import NAMES, Candidate, kernels, line_of, roof
 from pyconv._shapes import pair
 from pyconv._timing import alternate
@@ -65,11 +66,8 @@ class Explanation:
     passes: list[Pass]
 
     def __str__(self) -> str:
-        given = ", ".join(
-            f"{k} {v}" for k, v in self.arguments.items() if not isinstance(v, Tensor)
-        )
         lines = [
-            f"{self.op} {self.x} -> {self.y}" + (f", {given}" if given else ""),
+            f"{self.op} {self.x} -> {self.y}{_given(self.arguments)}",
             f"  on {NAMES[self.dtype]} {'channels_last' if self.channels_last else 'NCHW'}, "
             f"{self.isa}, {self.threads} thread{'s' if self.threads > 1 else ''}",
         ]
@@ -90,6 +88,10 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _given(arguments: dict[str, Any]) -> str:
+    return "".join(f", {k} {v}" for k, v in arguments.items() if not isinstance(v, Tensor))
+
+
 def operator_of(layer_or_op: Any) -> str:
     """The name of a pooling or batch-norm operator, or "" for anything else."""
     for kind, (op, _) in _LAYERS.items():
@@ -99,8 +101,12 @@ def operator_of(layer_or_op: Any) -> str:
 
 
 def explain(
-    layer_or_op: Any, *inputs: Tensor, measure: bool = False, **arguments: Any
-) -> Explanation:
+    layer_or_op: Any,
+    *inputs: Tensor,
+    measure: bool = False,
+    device: str | None = None,
+    **arguments: Any,
+) -> Explanation | CudaExplanation:
     """As pyconv.explain, of a pooling or batch-norm layer or operator."""
     op = operator_of(layer_or_op)
     if isinstance(layer_or_op, torch.nn.Module):
@@ -110,24 +116,36 @@ def explain(
     if x.dim() != 4:
         raise ValueError(f"explain: {op}'s input must be (N, C, H, W), got {x.dim()}-D")
     call = functools.partial(getattr(ops, op), **arguments)
-    found = call(x, *rest)
+    on_cuda = _explain_cuda.wanted(device, x)
+    with _native.without_emulation():
+        found = call(x, *rest)
     y = found[0] if isinstance(found, tuple) else found
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    lib, threads = kernels(), torch.get_num_threads()
-    passes = []
+    suffix, shape = _shape(op, x, y, arguments, last)
     if op.startswith("batch_norm"):
         functions = {"fwd": "train" if arguments.get("training") else "eval", "bwd_input": "bwd"}
     else:
         functions = {"fwd": f"{_family(op)}_fwd", "bwd_input": f"{_family(op)}_bwd"}
+    moved = functools.partial(_bytes, op, x, y, arguments)
+    if on_cuda:
+        title = f"{op} {tuple(x.shape)} -> {tuple(y.shape)}{_given(arguments)}"
+        family = {"unpool": "max_unpool2d"}.get(_family(op), f"{_family(op)}_pool2d")
+        family = "batch_norm" if suffix == "_batch_norm" else family
+        entries = {name: f"{family}_{{}}_{f.split('_')[-1]}" for name, f in functions.items()}
+        return _explain_cuda.explain(
+            title, x.dtype, last, entries, suffix, shape, moved, measure=measure
+        )
+    lib, threads = kernels(), torch.get_num_threads()
+    passes = []
     for name in functions:
         candidates = [
             Candidate(kernel, source, cannot, refuses, line_of(source, functions[name]))
-            for kernel, source, cannot, refuses in _ask(op, x, y, arguments, last, name)
+            for kernel, source, cannot, refuses in getattr(lib, f"ask{suffix}")(*shape, name)
         ]
         chosen = next(k.name for k in candidates if not k.refuses)
-        moved = _bytes(op, x, y, arguments, name)
-        machine = roof(x.dtype, threads, -(-moved // 2**20))
-        passes.append(Pass(name, chosen, candidates, moved, machine.bandwidth))
+        count = moved(name)
+        machine = roof(x.dtype, threads, -(-count // 2**20))
+        passes.append(Pass(name, chosen, candidates, count, machine.bandwidth))
         if measure:
             passes[-1].seconds = _measured(op, call, x, rest, arguments, passes[-1])
     return Explanation(
@@ -149,13 +167,13 @@ def _of_layer(layer: Any, op: str) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-def _ask(
-    op: str, x: Tensor, y: Tensor, arguments: dict[str, Any], last: bool, direction: str
-) -> Any:
-    """The answers of the op's kernels: [(name, source, why it cannot run, why it is not chosen)]."""
-    dtype, lib = NAMES[x.dtype], kernels()
+def _shape(
+    op: str, x: Tensor, y: Tensor, arguments: dict[str, Any], last: bool
+) -> tuple[str, tuple[Any, ...]]:
+    """What ask{first}() of pyconv._C takes before the direction."""
+    dtype = NAMES[x.dtype]
     if op.startswith("batch_norm"):
-        return lib.ask_batch_norm(*x.shape, dtype, last, bool(arguments.get("training")), direction)
+        return "_batch_norm", (*x.shape, dtype, last, bool(arguments.get("training")))
     axes = []
     for i in (0, 1):
         here, there = x.shape[2 + i], y.shape[2 + i]
@@ -173,7 +191,7 @@ def _ask(
                 for name, default in (("padding", 0), ("dilation", 1))
             )
             axes.append((here, there, kernel, stride, padding, dilation))
-    return lib.ask_pool2d(_family(op), *x.shape[:2], *axes, dtype, last, direction)
+    return "_pool2d", (_family(op), *x.shape[:2], *axes, dtype, last)
 
 
 def _family(op: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,7 @@ reason = ""
 emulates_cuda = (
     False  # CPU tensors run on CUDA kernels; here and not in lib, so that torch.compile can ask
 )
+_emulated = ""  # the shared object they run on
 cuda_reason = ""  # why CUDA tensors cannot be computed with; "" where they can
 
 if os.environ.get("PYCONV_NATIVE", "1") == "0":
@@ -33,9 +36,22 @@ else:
 
 def emulate_cuda(path: str) -> None:
     """From now on CPU tensors run on the CUDA kernels of this shared object; "" for the CPU's again."""
-    global emulates_cuda
+    global emulates_cuda, _emulated
     lib.emulate_cuda(path)  # type: ignore[union-attr]
-    emulates_cuda = bool(path)
+    emulates_cuda, _emulated = bool(path), path
+
+
+@contextmanager
+def without_emulation() -> Iterator[None]:
+    """CPU tensors run on the CPU's kernels inside."""
+    path = _emulated
+    if path:
+        emulate_cuda("")
+    try:
+        yield
+    finally:
+        if path:
+            emulate_cuda(path)
 
 
 def _load_gpu_kernels() -> str:

@@ -30,6 +30,7 @@ const Library& load(const std::string& path) {
   PYCONV_CUDA_LAUNCHERS(PYCONV_FIND)
 #undef PYCONV_FIND
   find(handle, path, "pyconv_cuda_error", fresh->error);
+  find(handle, path, "pyconv_cuda_note", fresh->note);
   fresh->operand = reinterpret_cast<decltype(fresh->operand)>(dlsym(handle, "pyconv_emulator_operand"));
   library = std::move(fresh);
   return *library;

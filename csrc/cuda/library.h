@@ -3,6 +3,7 @@
 #pragma once
 #include <string>
 
+#include "common/launch.h"
 #include "common/shape.h"
 
 namespace pyconv::cuda {
@@ -66,6 +67,7 @@ struct Library {
   PYCONV_CUDA_LAUNCHERS(PYCONV_FIELD)
 #undef PYCONV_FIELD
   const char* (*error)(int number);  // what went wrong, in words
+  void (*note)(LaunchNote*);         // from now on told of every launch, which then does not run; null: they run
   // Told of every operand before a launch, where the library is the checking emulator; else null.
   void (*operand)(const char* name, const void* data, int64_t bytes, int writable);
 };
@@ -75,6 +77,7 @@ extern "C" {
 PYCONV_CUDA_LAUNCHERS(PYCONV_DECLARE)
 #undef PYCONV_DECLARE
 __attribute__((visibility("default"))) const char* pyconv_cuda_error(int number);
+__attribute__((visibility("default"))) void pyconv_cuda_note(LaunchNote* note);
 }
 
 // The library in the shared object at `path`, loaded once; std::runtime_error where there is none.

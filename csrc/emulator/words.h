@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "common/dtype.h"
+#include "common/launch.h"
 
 #define __global__
 #define __device__
@@ -201,6 +202,7 @@ inline const char* error_text(int) { return emulator::failure_text(); }
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/,
            Arguments&&... arguments) {
+  if (noted(kernel, grid, block, shared_bytes)) return 0;
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;

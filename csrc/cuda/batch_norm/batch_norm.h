@@ -16,5 +16,6 @@ void bwd(const Queue& q, const NormShape& s, const void* dy, const void* x, cons
          const Gradients& out, const std::string& algorithm);
 
 std::vector<std::string> algorithms();
+std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what);
 
 }  // namespace pyconv::cuda::batch_norm

@@ -51,6 +51,7 @@ void bwd(const Queue& q, const NormShape& s, const void* dy, const void* x, cons
   run(q, "batch_norm", list, &Kernel::bwd, Pass::bwd_input, algorithm, s, dy, x, given, weight, out);
 }
 
+std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }
 std::vector<std::string> algorithms() { return names_of(list); }
 
 }  // namespace pyconv::cuda::batch_norm

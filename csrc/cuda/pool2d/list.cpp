@@ -75,6 +75,11 @@ void unpool_bwd(const Queue& q, const char* op, const Pool2dShape& s, const void
   run(q, op, unpool_list, &Unpool::bwd, Pass::bwd_input, algorithm, s, dy, indices, dx);
 }
 
+std::vector<Answer> ask_max(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(max_list, s, pass, what); }
+std::vector<Answer> ask_avg(const Pool2dShape& s, Pass pass, Ask what) { return ask_all(avg_list, s, pass, what); }
+std::vector<Answer> ask_unpool(const Pool2dShape& s, Pass pass, Ask what) {
+  return ask_all(unpool_list, s, pass, what);
+}
 std::vector<std::string> max_algorithms() { return names_of(max_list); }
 std::vector<std::string> avg_algorithms() { return names_of(avg_list); }
 std::vector<std::string> unpool_algorithms() { return names_of(unpool_list); }

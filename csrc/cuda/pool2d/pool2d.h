@@ -26,5 +26,8 @@ void unpool_bwd(const Queue& q, const char* op, const Pool2dShape& s, const void
 std::vector<std::string> max_algorithms();
 std::vector<std::string> avg_algorithms();
 std::vector<std::string> unpool_algorithms();
+std::vector<Answer> ask_max(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask_avg(const Pool2dShape& s, Pass pass, Ask what);
+std::vector<Answer> ask_unpool(const Pool2dShape& s, Pass pass, Ask what);
 
 }  // namespace pyconv::cuda::pool2d
