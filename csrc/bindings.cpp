@@ -269,9 +269,9 @@ PYBIND11_MODULE(_C, m) {
           namespace lists = pyconv::cuda::batch_norm;
           const auto s = norm_shape(N, C, H, W, dtype, channels_last, training);
           return launches(path, [&](const pyconv::cuda::Queue& q) {
-            if (pass != "fwd") return lists::bwd(q, s, nullptr, nullptr, {}, nullptr, {}, algorithm);
-            if (training) return lists::train(q, s, nullptr, {}, nullptr, nullptr, nullptr, algorithm);
-            lists::eval(q, s, nullptr, {}, {}, nullptr, algorithm);
+            if (pass != "fwd") return lists::bwd(q, s, {}, nullptr, {}, nullptr, {}, algorithm);
+            if (training) return lists::train(q, s, nullptr, {}, {}, nullptr, nullptr, nullptr, algorithm);
+            lists::eval(q, s, nullptr, {}, {}, {}, nullptr, algorithm);
           });
         });
   m.def("use_gpu_kernels", [](const std::string& path) { pyconv::gpu_library = &pyconv::cuda::load(path); });

@@ -55,6 +55,12 @@ struct Affine {
 struct Statistics {
   const void *mean, *var;
 };
+// What comes back: dy, and after a relu its output y, which says where it let something pass: above 0 and below its
+// ceiling, NaN for none; else null.
+struct Upstream {
+  const void *dy, *y = nullptr;
+  double ceiling = __builtin_nan("");
+};
 struct Gradients {
   void *dx, *dweight, *dbias;
   void* dresidual = nullptr;  // of dx's shape, or null

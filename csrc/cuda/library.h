@@ -22,10 +22,11 @@ using Conv2dBwdWeight = int(const Place&, const Conv2dShape&, const void* dy, co
 using MaxPool2dFwd = int(const Place&, const Pool2dShape&, const void* x, void* y, int64_t* indices);
 using AvgPool2d = int(const Place&, const Pool2dShape&, const void* from, void* to);
 using IndexedPool2d = int(const Place&, const Pool2dShape&, const void* from, const int64_t* indices, void* to);
-using BatchNormTrain = int(const Place&, const NormShape&, const void* x, const Affine&, void* y, void* mean,
-                           void* var);
-using BatchNormEval = int(const Place&, const NormShape&, const void* x, const Statistics&, const Affine&, void* y);
-using BatchNormBwd = int(const Place&, const NormShape&, const void* dy, const void* x, const Statistics&,
+using BatchNormTrain = int(const Place&, const NormShape&, const void* x, const Affine&, const Epilogue&, void* y,
+                           void* mean, void* var);
+using BatchNormEval = int(const Place&, const NormShape&, const void* x, const Statistics&, const Affine&,
+                          const Epilogue&, void* y);
+using BatchNormBwd = int(const Place&, const NormShape&, const Upstream&, const void* x, const Statistics&,
                          const void* weight, const Gradients&);
 
 // LAUNCHER(type, name): every entry point of the shared object, exported as pyconv_cuda_<name>.

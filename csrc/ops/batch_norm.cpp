@@ -50,65 +50,76 @@ struct Call {
   OptionalTensor alike(const OptionalTensor& t) const { return t ? OptionalTensor(alike(*t)) : std::nullopt; }
 };
 
-Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
-            const std::string& algorithm) {
-  const Tensor dyd = call.alike(dy), md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor wd = call.channels(weight);
-  Tensor dx = call.like_x(), dweight = call.one_per_channel(), dbias = call.one_per_channel();
+// What follows the normalisation: a residual, or none, and a relu up to a ceiling.
+struct Act {
+  OptionalTensor residual;
+  bool relu;
+  double ceiling;
+
+  Act() : relu(false), ceiling(__builtin_nan("")) {}
+  Act(const Call& call, const OptionalTensor& residual, double ceiling)
+      : residual(call.alike(residual)), relu(true), ceiling(ceiling_in(call.shape.dtype, ceiling)) {}
+  Epilogue on(const Device& device) const { return {nullptr, device.in("residual", residual), relu, ceiling}; }
+};
+
+Tensor3 train(const Call& call, const OptionalTensor& weight, const OptionalTensor& bias, const Act& act,
+              const std::string& algorithm) {
+  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
+  Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
   Device on(call.x);
-  const Statistics given = {on.in("mean", md), on.in("var", vd)};
-  const Gradients out = {on.out("dx", dx), on.out("dweight", dweight), on.out("dbias", dbias)};
-  on.run(cuda::batch_norm::bwd, batch_norm::bwd, call.shape, on.in("dy", dyd), on.in("x", call.x), given,
-         on.in("weight", wd), out, algorithm);
-  return {dx, dweight, dbias};
+  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
+  on.run(cuda::batch_norm::train, batch_norm::train, call.shape, on.in("x", call.x), p, act.on(on), on.out("y", y),
+         on.out("mean", mean), on.out("var", var), algorithm);
+  return {y, mean, var};
 }
 
-// batch_norm_relu: kernels for the CPU alone. pyconv.ops puts the operator together elsewhere.
+Tensor eval(const Call& call, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+            const OptionalTensor& bias, const Act& act, const std::string& algorithm) {
+  const Tensor md = call.channels(mean), vd = call.channels(var);
+  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
+  Tensor y = call.like_x();
+  Device on(call.x);
+  const Statistics given = {on.in("mean", md), on.in("var", vd)};
+  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
+  on.run(cuda::batch_norm::eval, batch_norm::eval, call.shape, on.in("x", call.x), given, p, act.on(on), on.out("y", y),
+         algorithm);
+  return y;
+}
 
-void require_cpu(const Call& call) { require(!Device(call.x).cuda(), call.op, "there is no CUDA kernel"); }
-
-const void* pointer(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
-
-Tensor4 relu_bwd(const Call& call, const Tensor& dy, const Tensor& y, const Tensor& mean, const Tensor& var,
-                 const OptionalTensor& weight, bool residual, double ceiling, const std::string& algorithm) {
-  require_cpu(call);
-  const Tensor dyd = call.alike(dy), yd = call.alike(y), md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor wd = call.channels(weight);
+// After a relu, y is its output; a residual's gradient where one is asked for, else of no values.
+Tensor4 bwd(const Call& call, const Tensor& dy, const OptionalTensor& y, double ceiling, const Tensor& mean,
+            const Tensor& var, const OptionalTensor& weight, bool residual, const std::string& algorithm) {
+  const Tensor dyd = call.alike(dy), md = call.channels(mean), vd = call.channels(var);
+  const OptionalTensor yd = call.alike(y), wd = call.channels(weight);
   Tensor dx = call.like_x(), dweight = call.one_per_channel(), dbias = call.one_per_channel();
   Tensor dresidual = residual ? call.like_x() : torch::stable::new_empty(call.x, {0});
-  batch_norm::choose(call.shape, Pass::bwd_input, algorithm)
-      .bwd(call.shape, {dyd.const_data_ptr(), yd.const_data_ptr(), ceiling_in(call.shape.dtype, ceiling)},
-           call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()}, pointer(wd),
-           {dx.mutable_data_ptr(), dweight.mutable_data_ptr(), dbias.mutable_data_ptr(),
-            residual ? dresidual.mutable_data_ptr() : nullptr});
+  Device on(call.x);
+  const Statistics given = {on.in("mean", md), on.in("var", vd)};
+  const Upstream up = {on.in("dy", dyd), on.in("y", yd), ceiling_in(call.shape.dtype, ceiling)};
+  const Gradients out = {on.out("dx", dx), on.out("dweight", dweight), on.out("dbias", dbias),
+                         residual ? on.out("dresidual", dresidual) : nullptr};
+  on.run(cuda::batch_norm::bwd, batch_norm::bwd, call.shape, up, on.in("x", call.x), given, on.in("weight", wd), out,
+         algorithm);
   return {dx, dresidual, dweight, dbias};
+}
+
+Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
+            const std::string& algorithm) {
+  const auto [dx, _, dweight, dbias] =
+      bwd(call, dy, std::nullopt, __builtin_inf(), mean, var, weight, false, algorithm);
+  return {dx, dweight, dbias};
 }
 
 }  // namespace
 
 Tensor3 batch_norm_train(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                          const std::string& algorithm) {
-  const Call call("pyconv::batch_norm_train", x, eps, true);
-  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
-  Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
-  Device on(x);
-  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
-  on.run(cuda::batch_norm::train, batch_norm::train, call.shape, on.in("x", call.x), p, on.out("y", y),
-         on.out("mean", mean), on.out("var", var), algorithm);
-  return {y, mean, var};
+  return train(Call("pyconv::batch_norm_train", x, eps, true), weight, bias, {}, algorithm);
 }
 
 Tensor batch_norm_eval(const Tensor& x, const Tensor& mean, const Tensor& var, const OptionalTensor& weight,
                        const OptionalTensor& bias, double eps, const std::string& algorithm) {
-  const Call call("pyconv::batch_norm_eval", x, eps, false);
-  const Tensor md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
-  Tensor y = call.like_x();
-  Device on(x);
-  const Statistics given = {on.in("mean", md), on.in("var", vd)};
-  const Affine p = {on.in("weight", wd), on.in("bias", bd)};
-  on.run(cuda::batch_norm::eval, batch_norm::eval, call.shape, on.in("x", call.x), given, p, on.out("y", y), algorithm);
-  return y;
+  return eval(Call("pyconv::batch_norm_eval", x, eps, false), mean, var, weight, bias, {}, algorithm);
 }
 
 Tensor3 batch_norm_train_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
@@ -124,42 +135,28 @@ Tensor3 batch_norm_eval_bwd(const Tensor& dy, const Tensor& x, const Tensor& mea
 Tensor3 batch_norm_relu_train(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
                               const OptionalTensor& bias, double eps, double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_train", x, eps, true);
-  require_cpu(call);
-  const OptionalTensor rd = call.alike(residual), wd = call.channels(weight), bd = call.channels(bias);
-  Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
-  batch_norm::choose(call.shape, Pass::fwd, algorithm)
-      .train(call.shape, call.x.const_data_ptr(), {pointer(wd), pointer(bd)},
-             {nullptr, pointer(rd), true, ceiling_in(call.shape.dtype, ceiling)}, y.mutable_data_ptr(),
-             mean.mutable_data_ptr(), var.mutable_data_ptr());
-  return {y, mean, var};
+  return train(call, weight, bias, {call, residual, ceiling}, algorithm);
 }
 
 Tensor batch_norm_relu_eval(const Tensor& x, const OptionalTensor& residual, const Tensor& mean, const Tensor& var,
                             const OptionalTensor& weight, const OptionalTensor& bias, double eps, double ceiling,
                             const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_eval", x, eps, false);
-  require_cpu(call);
-  const Tensor md = call.channels(mean), vd = call.channels(var);
-  const OptionalTensor rd = call.alike(residual), wd = call.channels(weight), bd = call.channels(bias);
-  Tensor y = call.like_x();
-  batch_norm::choose(call.shape, Pass::fwd, algorithm)
-      .eval(call.shape, call.x.const_data_ptr(), {md.const_data_ptr(), vd.const_data_ptr()}, {pointer(wd), pointer(bd)},
-            {nullptr, pointer(rd), true, ceiling_in(call.shape.dtype, ceiling)}, y.mutable_data_ptr());
-  return y;
+  return eval(call, mean, var, weight, bias, {call, residual, ceiling}, algorithm);
 }
 
 Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                   const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
                                   double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_train_bwd", x, eps, true);
-  return relu_bwd(call, dy, y, mean, var, weight, residual, ceiling, algorithm);
+  return bwd(call, dy, y, ceiling, mean, var, weight, residual, algorithm);
 }
 
 Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
                                  double ceiling, const std::string& algorithm) {
   const Call call("pyconv::batch_norm_relu_eval_bwd", x, eps, false);
-  return relu_bwd(call, dy, y, mean, var, weight, residual, ceiling, algorithm);
+  return bwd(call, dy, y, ceiling, mean, var, weight, residual, algorithm);
 }
 
 }  // namespace pyconv::ops

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyconv import _native, _shapes
+from pyconv import _shapes
 from pyconv._register import batch_norm as _batch_norm
 from pyconv._register import batch_norm_relu as _batch_norm_relu
 from pyconv.ops._check import algorithm_name, floating, same_dtype, tensor
@@ -98,7 +98,7 @@ def batch_norm_relu(
         algorithm: as batch_norm.
 
     Returns:
-        As batch_norm. On a GPU, or in its emulator, the operations run one after the other.
+        As batch_norm.
 
     Raises:
         ShapeError, ValueError, TypeError: as batch_norm; ShapeError for a residual that does not fit,
@@ -118,10 +118,6 @@ def batch_norm_relu(
         raise ValueError(f"{op}: ceiling must be above 0, got {ceiling}")
     per_channel = (running_mean, running_var, weight, bias)
     rest = (per_channel, training, momentum, eps, algorithm)
-    if input.is_cuda or _native.emulates_cuda:
-        y = _normalise(op, input, None, *rest, _batch_norm)
-        y = y if residual is None else y + residual
-        return y.relu() if ceiling == math.inf else torch.nn.functional.hardtanh(y, 0.0, ceiling)
     return _normalise(op, input, residual, *rest, _batch_norm_relu, ceiling)
 
 

@@ -8,14 +8,7 @@
 
 namespace pyconv::batch_norm {
 
-using pyconv::Affine, pyconv::Gradients, pyconv::Statistics;
-
-// What comes back: dy, and after a relu its output y, which says where it let something pass: above 0 and below its
-// ceiling, NaN for none; else null.
-struct Upstream {
-  const void *dy, *y = nullptr;
-  double ceiling = __builtin_nan("");
-};
+using pyconv::Affine, pyconv::Gradients, pyconv::Statistics, pyconv::Upstream;
 
 // x, y, dy and dx are dense in s.layout and of type s.dtype; outputs are written whole. The epilogue has no bias.
 using Train = void(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
@@ -36,12 +29,12 @@ struct Kernel {
 
 const Kernel& choose(const NormShape& s, Pass pass, const std::string& algorithm);
 
-// Without an epilogue, of the signature that cuda::batch_norm has.
-void train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
+// Of the signature that cuda::batch_norm has.
+void train(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean, void* var,
            const std::string& algorithm);
-void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
+void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e, void* y,
           const std::string& algorithm);
-void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+void bwd(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
          const Gradients& out, const std::string& algorithm);
 
 std::vector<std::string> algorithms();

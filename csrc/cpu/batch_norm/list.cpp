@@ -18,19 +18,19 @@ const Kernel& choose(const NormShape& s, Pass pass, const std::string& algorithm
   return pyconv::choose("batch_norm", list, s, pass, algorithm);
 }
 
-void train(const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
+void train(const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean, void* var,
            const std::string& algorithm) {
-  choose(s, Pass::fwd, algorithm).train(s, x, p, {}, y, mean, var);
+  choose(s, Pass::fwd, algorithm).train(s, x, p, e, y, mean, var);
 }
 
-void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
+void eval(const NormShape& s, const void* x, const Statistics& given, const Affine& p, const Epilogue& e, void* y,
           const std::string& algorithm) {
-  choose(s, Pass::fwd, algorithm).eval(s, x, given, p, {}, y);
+  choose(s, Pass::fwd, algorithm).eval(s, x, given, p, e, y);
 }
 
-void bwd(const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
+void bwd(const NormShape& s, const Upstream& up, const void* x, const Statistics& given, const void* weight,
          const Gradients& out, const std::string& algorithm) {
-  choose(s, Pass::bwd_input, algorithm).bwd(s, {dy, nullptr}, x, given, weight, out);
+  choose(s, Pass::bwd_input, algorithm).bwd(s, up, x, given, weight, out);
 }
 
 std::vector<std::string> algorithms() { return names_of(list); }

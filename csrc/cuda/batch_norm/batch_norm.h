@@ -8,12 +8,12 @@
 
 namespace pyconv::cuda::batch_norm {
 
-void train(const Queue& q, const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
-           const std::string& algorithm);
-void eval(const Queue& q, const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
-          const std::string& algorithm);
-void bwd(const Queue& q, const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
-         const Gradients& out, const std::string& algorithm);
+void train(const Queue& q, const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+           void* var, const std::string& algorithm);
+void eval(const Queue& q, const NormShape& s, const void* x, const Statistics& given, const Affine& p,
+          const Epilogue& e, void* y, const std::string& algorithm);
+void bwd(const Queue& q, const NormShape& s, const Upstream& up, const void* x, const Statistics& given,
+         const void* weight, const Gradients& out, const std::string& algorithm);
 
 std::vector<std::string> algorithms();
 std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what);

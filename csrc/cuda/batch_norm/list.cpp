@@ -36,19 +36,19 @@ constexpr Kernel list[] = {
 
 }  // namespace
 
-void train(const Queue& q, const NormShape& s, const void* x, const Affine& p, void* y, void* mean, void* var,
-           const std::string& algorithm) {
-  run(q, "batch_norm", list, &Kernel::train, Pass::fwd, algorithm, s, x, p, y, mean, var);
+void train(const Queue& q, const NormShape& s, const void* x, const Affine& p, const Epilogue& e, void* y, void* mean,
+           void* var, const std::string& algorithm) {
+  run(q, "batch_norm", list, &Kernel::train, Pass::fwd, algorithm, s, x, p, e, y, mean, var);
 }
 
-void eval(const Queue& q, const NormShape& s, const void* x, const Statistics& given, const Affine& p, void* y,
-          const std::string& algorithm) {
-  run(q, "batch_norm", list, &Kernel::eval, Pass::fwd, algorithm, s, x, given, p, y);
+void eval(const Queue& q, const NormShape& s, const void* x, const Statistics& given, const Affine& p,
+          const Epilogue& e, void* y, const std::string& algorithm) {
+  run(q, "batch_norm", list, &Kernel::eval, Pass::fwd, algorithm, s, x, given, p, e, y);
 }
 
-void bwd(const Queue& q, const NormShape& s, const void* dy, const void* x, const Statistics& given, const void* weight,
-         const Gradients& out, const std::string& algorithm) {
-  run(q, "batch_norm", list, &Kernel::bwd, Pass::bwd_input, algorithm, s, dy, x, given, weight, out);
+void bwd(const Queue& q, const NormShape& s, const Upstream& up, const void* x, const Statistics& given,
+         const void* weight, const Gradients& out, const std::string& algorithm) {
+  run(q, "batch_norm", list, &Kernel::bwd, Pass::bwd_input, algorithm, s, up, x, given, weight, out);
 }
 
 std::vector<Answer> ask(const NormShape& s, Pass pass, Ask what) { return ask_all(list, s, pass, what); }

@@ -1,11 +1,12 @@
 // batch_norm on CUDA / welford.
-// Computes  train  mean and M2 = sum (x - mean)^2 of every channel in one pass, then y = (x - mean) * r * weight + bias
-//           bwd    dbias = sum dy,  dweight = sum dy * xhat  in one pass, then dx; the formulas are in reference.cu
-// Shapes    x, y, dy, dx (N,C,H,W) dense in NCHW or channels_last;  all others (C,)
+// Computes  train  mean and M2 = sum (x - mean)^2 of every channel in one pass, then y = act((x - mean) * r * weight + bias)
+//           bwd    dbias = sum g,  dweight = sum g * xhat  in one pass, then dx; the formulas are in reference.cu
+// Shapes    x, y, dy, dx, residual (N,C,H,W) dense in NCHW or channels_last;  all others (C,)
 // Tiling    sums, NCHW: a block has a channel and a part of its values, V neighbours at a time;  channels_last: 32*V channels
 //           and a part of the pixels, a lane V neighbouring channels. Lanes, then warps, then parts are merged in a fixed
 //           order. The rest: a thread has V neighbours in memory
-// Cost      train and its backward read their operands twice; V values per load; one division per value in train
+// Cost      train and its backward read their operands twice; V values per load, 16 bytes where C, or H*W in NCHW, is a
+//           multiple of them; one division per value in train
 // Limits    float32, bfloat16, float16, fewer than 2^31 values. Values are taken less the channel's first, so that a mean
 //           that is large beside the deviation costs no digits
 // Source    Welford, Technometrics 4(3), 1962; merging: Chan, Golub and LeVeque, The American Statistician 37(3), 1983
@@ -76,10 +77,30 @@ struct Training {
   }
 };
 
+// g: dy, or after a relu, whose output y is, dy where 0 < y < ceiling; a NaN lets pass.
+template <class T, int V>
+struct Masked {
+  const T *dy, *y;
+  float ceiling;
+
+  PYCONV_DEVICE Pack<T, V> read_at(unsigned i) const {
+    Pack<T, V> g = read_pack<V>(&dy[i]);
+    if (!y) return g;
+    const Pack<T, V> outputs = read_pack<V>(&y[i]);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      const float v = read(&outputs.v[j]);
+      if (v <= 0 || v >= ceiling) g.v[j] = T{};
+    }
+    return g;
+  }
+};
+
 template <class T, int V>
 struct Backward {
   using State = Sums;
-  const T *dy, *x;
+  Masked<T, V> g;
+  const T* x;
   const float *mean, *var;
 
   struct Channel {
@@ -88,7 +109,7 @@ struct Backward {
   PYCONV_DEVICE Channel channel(const NormShape& s, int c) const { return {mean[c], inverse_deviation(var[c], s.eps)}; }
   template <int states>
   PYCONV_DEVICE void add(Sums (&state)[states], const Channel (&c)[states], int offset) const {
-    const Pack<T, V> values = read_pack<V>(&x[offset]), gradients = read_pack<V>(&dy[offset]);
+    const Pack<T, V> values = read_pack<V>(&x[offset]), gradients = g.read_at(offset);
 #pragma unroll
     for (int i = 0; i < V; i++) {
       const float g = read(&gradients.v[i]);
@@ -184,43 +205,75 @@ __global__ void __launch_bounds__(threads) take_first(NormShape s, const T* x, f
 // What V neighbouring values have of `p`, one value per channel: one channel's in NCHW, else those of V channels.
 template <int V>
 PYCONV_DEVICE Pack<float, V> of_channels(const NormShape& s, const float* p, unsigned i, float absent) {
-  if (p && s.layout == Layout::nhwc) return read_pack<V>(&p[i % unsigned(s.C)]);
-  const float value = p ? p[i / unsigned(s.H * s.W) % unsigned(s.C)] : absent;
+  constexpr int at_once = V < 4 ? V : 4;
+  const bool each = p && s.layout == Layout::nhwc;
+  const unsigned c = i % unsigned(s.C);
+  const float value = p && !each ? p[i / unsigned(s.H * s.W) % unsigned(s.C)] : absent;
   Pack<float, V> all;
+  if (each) {
+#pragma unroll
+    for (int j = 0; j < V; j += at_once) {
+      const auto some = read_pack<at_once>(&p[c + j]);
+#pragma unroll
+      for (int k = 0; k < at_once; k++) all.v[j + k] = some.v[k];
+    }
+    return all;
+  }
 #pragma unroll
   for (int j = 0; j < V; j++) all.v[j] = value;
   return all;
 }
 
-// y = ((x - shift) - rest) * r * weight + bias; shift + rest is the mean, to more digits than it has. rest may be null.
+// What follows the normalisation; without a relu nothing is below the floor, and nothing exceeds a NaN.
+template <class T>
+struct Act {
+  const T* residual;  // or null
+  float floor, ceiling;
+
+  explicit Act(const Epilogue& e)
+      : residual(static_cast<const T*>(e.residual)),
+        floor(e.relu ? 0 : -HUGE_VALF),
+        ceiling(e.relu ? float(e.ceiling) : float(NAN)) {}
+  PYCONV_DEVICE float clipped(float v) const {
+    v = v < floor ? floor : v;
+    return v > ceiling ? ceiling : v;
+  }
+};
+
+// y = act(((x - shift) - rest) * r * weight + bias); shift + rest is the mean, to more digits than it has. rest may be null.
 template <class T, int V>
-__global__ void __launch_bounds__(threads) normalise(NormShape s, const T* x, const float* shift, const float* rest,
-                                                     const float* var, const float* weight, const float* bias, T* y) {
+__global__ void __launch_bounds__(threads)
+    normalise(NormShape s, const T* x, const float* shift, const float* rest, const float* var, const float* weight,
+              const float* bias, Act<T> act, T* y) {
   const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
   if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
   const auto first = of_channels<V>(s, shift, i, 0), more = of_channels<V>(s, rest, i, 0);
   const auto variance = of_channels<V>(s, var, i, 0);
   const auto factor = of_channels<V>(s, weight, i, 1), offset = of_channels<V>(s, bias, i, 0);
   const Pack<T, V> values = read_pack<V>(&x[i]);
-  Pack<T, V> out;
+  Pack<T, V> out, residual;
+  if (act.residual) residual = read_pack<V>(&act.residual[i]);
 #pragma unroll
   for (int j = 0; j < V; j++) {
     const float scale = inverse_deviation(variance.v[j], s.eps) * factor.v[j];
-    write(&out.v[j], fmaf(read(&values.v[j]) - first.v[j] - more.v[j], scale, offset.v[j]));
+    float v = fmaf(read(&values.v[j]) - first.v[j] - more.v[j], scale, offset.v[j]);
+    if (act.residual) v += read(&residual.v[j]);
+    write(&out.v[j], act.clipped(v));
   }
   write_pack(&y[i], out);
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(threads)
-    input_gradient(NormShape s, const T* dy, const T* x, const float* mean, const float* var, const float* weight,
-                   const float* dweight, const float* dbias, T* dx) {
+__global__ void __launch_bounds__(threads, 4)
+    input_gradient(NormShape s, Masked<T, V> upstream, const T* x, const float* mean, const float* var,
+                   const float* weight, const float* dweight, const float* dbias, T* dx, T* dresidual) {
   const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
   if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
   const auto average = of_channels<V>(s, mean, i, 0), variance = of_channels<V>(s, var, i, 0);
   const auto factor = of_channels<V>(s, weight, i, 1);
   const auto through_var = of_channels<V>(s, dweight, i, 0), through_mean = of_channels<V>(s, dbias, i, 0);
-  const Pack<T, V> values = read_pack<V>(&x[i]), gradients = read_pack<V>(&dy[i]);
+  const Pack<T, V> values = read_pack<V>(&x[i]), gradients = upstream.read_at(i);
+  if (dresidual) write_pack(&dresidual[i], gradients);
   const float share = s.training ? 1 / float(s.per_channel()) : 0;
   Pack<T, V> out;
 #pragma unroll
@@ -253,25 +306,26 @@ int launch_sums(const Place& at, const NormShape& s, const Pass& pass, void* par
                 warps * V * 32 * sizeof(State), at.stream, s, pass, states);
 }
 
-// f(T(), V) with the storage type and four values at a time where memory allows it, else one.
+// f(T(), V) with the storage type and as many values at a time as memory allows.
 template <class F>
 int with_packs(const NormShape& s, std::initializer_list<const void*> operands, const F& f) {
-  const bool fours = aligned(operands) && (s.layout == Layout::nchw ? s.H * s.W : s.C) % 4 == 0;
-  const auto call = [&](auto type) {
-    return fours ? f(type, std::integral_constant<int, 4>()) : f(type, std::integral_constant<int, 1>());
-  };
-  return with_float_sums(s.dtype, call);
+  const int at_once = aligned(operands) ? batch_norm::values_at_once(s) : 1;
+  return with_float_sums(s.dtype, [&](auto type) {
+    constexpr int wide = 16 / sizeof(type);
+    if (at_once == wide) return f(type, std::integral_constant<int, wide>());
+    return at_once == 4 ? f(type, std::integral_constant<int, 4>()) : f(type, std::integral_constant<int, 1>());
+  });
 }
 
 }  // namespace
 
-int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, const void* x, const Affine& p, void* y,
-                                         void* mean, void* var) {
+int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, const void* x, const Affine& p,
+                                         const Epilogue& e, void* y, void* mean, void* var) {
   const int C = int(s.C), parts = int(batch_norm::parts_of(s));
   float* shift = static_cast<float*>(at.workspace);
   float* rest = shift + C;
   Moments* partial = reinterpret_cast<Moments*>(rest + C);
-  return with_packs(s, {x, y, p.weight, p.bias, var, shift, rest}, [&](auto type, auto pack) {
+  return with_packs(s, {x, y, e.residual, p.weight, p.bias, var, shift, rest}, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     const T* in = static_cast<const T*>(x);
@@ -283,35 +337,39 @@ int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, co
     }
     if (error) return error;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, in, shift, rest, as<float>(var),
-                         as<float>(p.weight), as<float>(p.bias), static_cast<T*>(y));
+                         as<float>(p.weight), as<float>(p.bias), Act<T>(e), static_cast<T*>(y));
   });
 }
 
 int pyconv_cuda_batch_norm_welford_eval(const Place& at, const NormShape& s, const void* x, const Statistics& given,
-                                        const Affine& p, void* y) {
-  return with_packs(s, {x, y, p.weight, p.bias, given.mean, given.var}, [&](auto type, auto pack) {
+                                        const Affine& p, const Epilogue& e, void* y) {
+  return with_packs(s, {x, y, e.residual, p.weight, p.bias, given.mean, given.var}, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, static_cast<const T*>(x),
                          as<float>(given.mean), nullptr, as<float>(given.var), as<float>(p.weight), as<float>(p.bias),
-                         static_cast<T*>(y));
+                         Act<T>(e), static_cast<T*>(y));
   });
 }
 
-int pyconv_cuda_batch_norm_welford_bwd(const Place& at, const NormShape& s, const void* dy, const void* x,
+int pyconv_cuda_batch_norm_welford_bwd(const Place& at, const NormShape& s, const Upstream& up, const void* x,
                                        const Statistics& given, const void* weight, const Gradients& out) {
   const int C = int(s.C), parts = int(batch_norm::parts_of(s));
   Sums* partial = static_cast<Sums*>(at.workspace);
   float *dweight = static_cast<float*>(out.dweight), *dbias = static_cast<float*>(out.dbias);
-  return with_packs(s, {dy, x, weight, given.mean, given.var, out.dx, dweight, dbias}, [&](auto type, auto pack) {
+  const std::initializer_list<const void*> operands = {up.dy,  up.y,          x,       weight, given.mean, given.var,
+                                                       out.dx, out.dresidual, dweight, dbias};
+  return with_packs(s, operands, [&](auto type, auto pack) {
     using T = decltype(type);
     constexpr int V = decltype(pack)::value;
-    const T *g = static_cast<const T*>(dy), *in = static_cast<const T*>(x);
+    const Masked<T, V> g = {as<T>(up.dy), as<T>(up.y), float(up.ceiling)};
+    const T* in = as<T>(x);
     int error = launch_sums<Backward<T, V>, V>(at, s, {g, in, as<float>(given.mean), as<float>(given.var)}, partial);
     if (!error) error = launch_blocks(at, C, finish_sums, partial, parts, C, dweight, dbias);
     if (error) return error;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), input_gradient<T, V>, s, g, in, as<float>(given.mean),
-                         as<float>(given.var), as<float>(weight), dweight, dbias, static_cast<T*>(out.dx));
+                         as<float>(given.var), as<float>(weight), dweight, dbias, static_cast<T*>(out.dx),
+                         static_cast<T*>(out.dresidual));
   });
 }
 
