@@ -19,6 +19,7 @@ from tests.cases import conv2d
 from tests.helpers import LAYOUTS, integers, random
 from tests.mutants import (
     CHUNKS,
+    CLIP,
     CONV,
     CORES,
     DEPTHWISE,
@@ -28,6 +29,7 @@ from tests.mutants import (
     MUTANTS,
     NORM,
     PACKS,
+    PARTS,
     POOL,
     PRODUCT,
     SUMS,
@@ -109,6 +111,26 @@ def normalise(algorithm, layout):
             return [y, *torch.autograd.grad(y, (x, w), dy)]
 
         yield run, [Y.detach(), *torch.autograd.grad(Y, (X, W), dy.double())]
+    yield from normalise_and_clip(algorithm, layout)
+
+
+def normalise_and_clip(algorithm, layout):
+    """Of halves, in eights and in fours; nothing comes from above where rounding may decide."""
+    for size in ((3, 16, 4, 6), (2, 36, 5, 4)):
+        x, z, dy = (random(*size, dtype=torch.bfloat16, layout=layout, grad=True) for _ in range(3))
+        w = random(size[1], grad=True)
+        X, Z, W = (t.detach().double().requires_grad_() for t in (x, z, w))
+        before = F.batch_norm(X, None, None, W, training=True) + Z
+        dy = dy.detach() * ((before.abs() > 0.05) & ((before - 1).abs() > 0.05))
+        Y = F.hardtanh(before, 0.0, 1.0)
+
+        def run(x=x, z=z, w=w, dy=dy):
+            y = ops.batch_norm_relu(
+                x, None, None, w, training=True, residual=z, ceiling=1.0, algorithm=algorithm
+            )
+            return [y, *torch.autograd.grad(y, (x, z, w), dy)]
+
+        yield run, [Y.detach(), *torch.autograd.grad(Y, (X, Z, W), dy.double())]
 
 
 @cache
@@ -121,8 +143,11 @@ def work(file):
             cases += convolve("implicit_gemm", torch.float32, layout)
         if file == CONV:
             cases += convolve("reference", torch.float32, layout)
-        if file in (NORM, SUMS):
-            cases += normalise("welford" if file == NORM else "reference", layout)
+        if file in (NORM, SUMS, PARTS):
+            cases += normalise("reference" if file == SUMS else "welford", layout)
+        if file == CLIP:
+            cases += convolve("direct", torch.float32, layout, FEW[-1:])
+            cases += normalise_and_clip("welford", layout)
         if file in (CORES, CHUNKS, TURN):
             cases += convolve("tensor_cores", torch.bfloat16, layout)
         if file == CHUNKS:  # small integers, which TF32 has

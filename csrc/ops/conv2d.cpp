@@ -65,7 +65,6 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const OptionalT
   Tensor y = empty(s.N, s.OC, s.OH, s.OW, s.layout, x.scalar_type(), x);
   Device on(x);
   const Epilogue e = {on.in("bias", bd), on.in("residual", rd), relu, ceiling_in(s.dtype, ceiling)};
-  require(!on.cuda() || ceiling == __builtin_inf(), op, "there is no CUDA kernel with a ceiling");
   if (packed && !on.cuda()) {
     require(packed->scalar_type() == ScalarType::Byte && packed->is_contiguous(), op, "packed must be conv2d_pack's");
     conv2d::fwd_packed(s, xd.const_data_ptr(), wd.const_data_ptr(), packed->const_data_ptr(), packed->numel(), e,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyconv import _native, _shapes
+from pyconv import _shapes
 from pyconv._register import conv2d as _conv2d
 from pyconv.ops._check import algorithm_name, batched, same_dtype
 
@@ -106,10 +106,6 @@ def conv2d_fused(
     """
     if ceiling != math.inf:
         _check_ceiling(ceiling, relu)
-        if input.is_cuda or _native.emulates_cuda:  # whose kernels have none
-            arguments = (input, weight, bias, residual, relu, stride, padding, dilation, groups)
-            y = conv2d_fused(*arguments, packed=packed, algorithm=algorithm)
-            return y.clamp_(max=ceiling)
     try:
         x = input.unsqueeze(0) if input.dim() == 3 else input
         z = residual.unsqueeze(0) if residual is not None and residual.dim() == 3 else residual

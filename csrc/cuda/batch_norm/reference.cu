@@ -11,6 +11,7 @@
 // Limits    none: the floor under every other kernel, and never tuned. Two passes and sums in double: a mean that is
 //           large beside the deviation costs no digits
 // Source    Ioffe and Szegedy, Batch Normalization, arXiv:1502.03167, algorithm 1 and section 3
+#include "cuda/clip.h"
 #include "cuda/each_value.h"
 
 namespace pyconv::cuda {
@@ -50,17 +51,19 @@ template <class T>
 PYCONV_DEVICE void normalise(const NormShape& s, int64_t c, const T* x, double mean, double var,
                              const Channels<acc_t<T>>& p, const Epilogue& e, T* y) {
   const T* residual = static_cast<const T*>(e.residual);
+  const Clip<double> clip(e);
   const double scale = (p.weight ? double(p.weight[c]) : 1) / sqrt(var + s.eps), bias = p.bias ? double(p.bias[c]) : 0;
   for (int64_t i = threadIdx.x; i < s.per_channel(); i += threads) {
     const int64_t at = offset_of(s, c, i);
     double v = (read(&x[at]) - mean) * scale + bias;
     if (residual) v += read(&residual[at]);
-    write(&y[at], acc_t<T>(e.relu && v < 0 ? 0 : e.relu && v > e.ceiling ? e.ceiling : v));
+    write(&y[at], acc_t<T>(clip(v)));
   }
 }
 
+// Of four blocks: left to itself, ptxas spilt around the calls of 64-bit divisions.
 template <class T>
-__global__ void __launch_bounds__(threads, 4)  // left to itself, ptxas spilt around the calls of 64-bit divisions
+__global__ void __launch_bounds__(threads, 4)
     train(NormShape s, const T* x, Channels<acc_t<T>> p, Epilogue e, T* y, acc_t<T>* mean, acc_t<T>* var) {
   auto& shared = cuda::shared<Shared>();
   const int64_t c = blockIdx.x;

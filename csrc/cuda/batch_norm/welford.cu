@@ -11,6 +11,7 @@
 //           that is large beside the deviation costs no digits
 // Source    Welford, Technometrics 4(3), 1962; merging: Chan, Golub and LeVeque, The American Statistician 37(3), 1983
 #include "cuda/batch_norm/parts.h"
+#include "cuda/clip.h"
 #include "cuda/library.h"
 #include "cuda/operands.h"
 #include "cuda/vocabulary.h"
@@ -224,41 +225,25 @@ PYCONV_DEVICE Pack<float, V> of_channels(const NormShape& s, const float* p, uns
   return all;
 }
 
-// What follows the normalisation; without a relu nothing is below the floor, and nothing exceeds a NaN.
-template <class T>
-struct Act {
-  const T* residual;  // or null
-  float floor, ceiling;
-
-  explicit Act(const Epilogue& e)
-      : residual(static_cast<const T*>(e.residual)),
-        floor(e.relu ? 0 : -HUGE_VALF),
-        ceiling(e.relu ? float(e.ceiling) : float(NAN)) {}
-  PYCONV_DEVICE float clipped(float v) const {
-    v = v < floor ? floor : v;
-    return v > ceiling ? ceiling : v;
-  }
-};
-
 // y = act(((x - shift) - rest) * r * weight + bias); shift + rest is the mean, to more digits than it has. rest may be null.
 template <class T, int V>
 __global__ void __launch_bounds__(threads)
     normalise(NormShape s, const T* x, const float* shift, const float* rest, const float* var, const float* weight,
-              const float* bias, Act<T> act, T* y) {
+              const float* bias, const T* residual, Clip<float> clip, T* y) {
   const unsigned i = (blockIdx.x * threads + threadIdx.x) * V;
   if (i >= unsigned(s.N * s.C * s.H * s.W)) return;
   const auto first = of_channels<V>(s, shift, i, 0), more = of_channels<V>(s, rest, i, 0);
   const auto variance = of_channels<V>(s, var, i, 0);
   const auto factor = of_channels<V>(s, weight, i, 1), offset = of_channels<V>(s, bias, i, 0);
   const Pack<T, V> values = read_pack<V>(&x[i]);
-  Pack<T, V> out, residual;
-  if (act.residual) residual = read_pack<V>(&act.residual[i]);
+  Pack<T, V> out, added;
+  if (residual) added = read_pack<V>(&residual[i]);
 #pragma unroll
   for (int j = 0; j < V; j++) {
     const float scale = inverse_deviation(variance.v[j], s.eps) * factor.v[j];
     float v = fmaf(read(&values.v[j]) - first.v[j] - more.v[j], scale, offset.v[j]);
-    if (act.residual) v += read(&residual.v[j]);
-    write(&out.v[j], act.clipped(v));
+    if (residual) v += read(&added.v[j]);
+    write(&out.v[j], clip(v));
   }
   write_pack(&y[i], out);
 }
@@ -337,7 +322,7 @@ int pyconv_cuda_batch_norm_welford_train(const Place& at, const NormShape& s, co
     }
     if (error) return error;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, in, shift, rest, as<float>(var),
-                         as<float>(p.weight), as<float>(p.bias), Act<T>(e), static_cast<T*>(y));
+                         as<float>(p.weight), as<float>(p.bias), as<T>(e.residual), Clip<float>(e), static_cast<T*>(y));
   });
 }
 
@@ -348,7 +333,7 @@ int pyconv_cuda_batch_norm_welford_eval(const Place& at, const NormShape& s, con
     constexpr int V = decltype(pack)::value;
     return launch_blocks(at, divide_up(s.N * s.C * s.H * s.W, V), normalise<T, V>, s, static_cast<const T*>(x),
                          as<float>(given.mean), nullptr, as<float>(given.var), as<float>(p.weight), as<float>(p.bias),
-                         Act<T>(e), static_cast<T*>(y));
+                         as<T>(e.residual), Clip<float>(e), static_cast<T*>(y));
   });
 }
 

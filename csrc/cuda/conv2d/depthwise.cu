@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(threads) sums(Gemm g, FewOperands<T> o) {
       float y = sum[p][v];
       if (o.bias) y += read(&bias.v[v]);
       if (o.residual) y += read(&residual.v[v]);
-      write(&out.v[v], o.relu && y < 0 ? 0 : y);  // a NaN stays
+      write(&out.v[v], o.clip(y));
     }
     write_pack(&o.d[to], out);
   }

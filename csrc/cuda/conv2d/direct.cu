@@ -53,7 +53,7 @@ PYCONV_DEVICE void store(const Gemm& g, const Operands<T>& o, const Share& at, i
   const auto finished = [&](float y, int r, float residual) {
     if (o.bias) y += read(&o.bias[channel + r]);
     y += residual;
-    return o.relu && y < 0 ? 0 : y;  // a NaN stays
+    return o.clip(y);
   };
   if (o.d_rows_at_once) {
     for_packs_of_rows<R, T>([&](int first, auto count) {

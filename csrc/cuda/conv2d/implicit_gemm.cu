@@ -10,6 +10,7 @@
 // Source    Chetlur et al., cuDNN, arXiv:1410.0759, section 3
 #include "cuda/conv2d/walk.h"
 
+#include "cuda/clip.h"
 #include "cuda/library.h"
 #include "cuda/operands.h"
 
@@ -38,7 +39,7 @@ struct Operands {
   const float *a, *b;
   const float *bias, *residual;  // of fwd, or null
   float* d;
-  bool relu;
+  Clip<float> clip;
   Store store;
 };
 
@@ -116,7 +117,7 @@ PYCONV_DEVICE void multiply(const typename T::Shared& shared, int stage, int row
 PYCONV_DEVICE float finish(const Operands& o, float sum, int channel, int64_t offset) {
   if (o.bias) sum += o.bias[channel];
   if (o.residual) sum += o.residual[offset];
-  return o.relu && sum < 0 ? 0 : sum;  // a NaN stays
+  return o.clip(sum);
 }
 
 // Writes the thread's sums; run i of 4 rows starts at rows[i], run j of 4 columns at columns[j].
@@ -223,14 +224,19 @@ int launch_gemm(const Place& at, const Gemm& g, Operands o) {
 
 int pyconv_cuda_conv2d_implicit_gemm_fwd(const Place& at, const Conv2dShape& s, const void* x, const void* w,
                                          const Epilogue& e, void* y) {
-  return launch_gemm(
-      at, gemm_fwd(s),
-      {as<float>(w), as<float>(x), as<float>(e.bias), as<float>(e.residual), static_cast<float*>(y), e.relu, {}});
+  return launch_gemm(at, gemm_fwd(s),
+                     {as<float>(w),
+                      as<float>(x),
+                      as<float>(e.bias),
+                      as<float>(e.residual),
+                      static_cast<float*>(y),
+                      Clip<float>(e),
+                      {}});
 }
 
 int pyconv_cuda_conv2d_implicit_gemm_bwd_input(const Place& at, const Conv2dShape& s, const void* dy, const void* w,
                                                void* dx) {
-  const Operands o = {as<float>(w), as<float>(dy), nullptr, nullptr, static_cast<float*>(dx), false, {}};
+  const Operands o = {as<float>(w), as<float>(dy), nullptr, nullptr, static_cast<float*>(dx), {}, {}};
   return launch_phases(s, [&](int64_t rh, int64_t rw) { return launch_gemm(at, gemm_bwd_input(s, rh, rw), o); });
 }
 
@@ -240,7 +246,7 @@ int pyconv_cuda_conv2d_implicit_gemm_bwd_weight(const Place& at, const Conv2dSha
   g.splits = int(splits_of(s));
   g.split_d = int(weight_count(s));
   float* out = static_cast<float*>(g.splits > 1 ? at.workspace : dw);
-  const int error = launch_gemm(at, g, {as<float>(dy), as<float>(x), nullptr, nullptr, out, false, {}});
+  const int error = launch_gemm(at, g, {as<float>(dy), as<float>(x), nullptr, nullptr, out, {}, {}});
   if (error || g.splits == 1) return error;
   return launch_add_parts(g, out, static_cast<float*>(dw), at.stream);
 }

@@ -7,6 +7,7 @@
 // Cost      every product's operands are read from memory or cache; one 64-bit division per digit and thread
 // Limits    none: any type, any geometry, any size; the floor under every other kernel, and never tuned
 // Source    Dumoulin and Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285
+#include "cuda/clip.h"
 #include "cuda/each_value.h"
 
 namespace pyconv::cuda {
@@ -33,8 +34,7 @@ __global__ void __launch_bounds__(each_threads) fwd(Conv2dShape s, const T* x, c
   }
   if (e.bias) sum += read(&static_cast<const T*>(e.bias)[o.c]);
   if (e.residual) sum += read(&static_cast<const T*>(e.residual)[i]);
-  if (e.relu && sum < 0) sum = 0;  // a NaN stays
-  write(&y[i], sum);
+  write(&y[i], Clip<acc_t<T>>(e)(sum));
 }
 
 // Of four blocks: left to itself, ptxas spilt around the calls of 64-bit divisions.

@@ -13,6 +13,7 @@
 #include "cuda/conv2d/turn.h"
 #include "cuda/conv2d/walk.h"
 
+#include "cuda/clip.h"
 #include "cuda/library.h"
 #include "cuda/operands.h"
 
@@ -46,7 +47,7 @@ struct Operands {
   const T *bias, *residual;  // of fwd, or null
   T* d;
   float* parts;
-  bool relu;
+  Clip<float> clip;
 };
 
 // The thread's copies of one step.
@@ -165,7 +166,7 @@ PYCONV_DEVICE void store_channels(const Gemm& g, const Operands<typename K::T>& 
         float sum = sums[u - v];
         if (o.bias) sum += read(&bias.v[u]);
         if (o.residual) sum += read(&residual.v[u]);
-        write(&out.v[u], o.relu && sum < 0 ? 0 : sum);  // a NaN stays
+        write(&out.v[u], o.clip(sum));
       }
     }
     write_pack(&o.d[to], out);
@@ -185,7 +186,7 @@ PYCONV_DEVICE void store_pixels(const Gemm& g, const Operands<typename K::T>& o,
     float sum = shared.by_row[row][threadIdx.x];
     if (o.bias) sum += read(&o.bias[at.group * g.M + at.row + row]);
     if (o.residual) sum += read(&o.residual[to]);
-    write(&o.d[to], o.relu && sum < 0 ? 0 : sum);
+    write(&o.d[to], o.clip(sum));
   }
 }
 
@@ -259,7 +260,7 @@ int pyconv_cuda_conv2d_tensor_cores_fwd(const Place& at, const Conv2dShape& s, c
     if (turned.error) return turned.error;
     const Gemm g = with_d_of(gemm_fwd(channels_last(s)), gemm_fwd(s));
     return launch_gemm<Kind<T, true, true, false>>(
-        at, g, {a, b, as<T>(e.bias), as<T>(e.residual), static_cast<T*>(y), nullptr, e.relu});
+        at, g, {a, b, as<T>(e.bias), as<T>(e.residual), static_cast<T*>(y), nullptr, Clip<float>(e)});
   });
 }
 
@@ -272,7 +273,7 @@ int pyconv_cuda_conv2d_tensor_cores_bwd_input(const Place& at, const Conv2dShape
     const T* b = turned.template take<T>(dy, s.N, s.OC, s.OH * s.OW);
     const T* a = turned.template take<T>(w, s.OC, s.ic_per_group(), s.KH * s.KW);
     if (turned.error) return turned.error;
-    const Operands<T> o = {a, b, nullptr, nullptr, static_cast<T*>(dx), nullptr, false};
+    const Operands<T> o = {a, b, nullptr, nullptr, static_cast<T*>(dx), nullptr, {}};
     return launch_phases(s, [&](int64_t rh, int64_t rw) {
       const Gemm g = with_d_of(gemm_bwd_input(channels_last(s), rh, rw), gemm_bwd_input(s, rh, rw));
       return launch_gemm<Kind<T, false, true, false>>(at, g, o);
@@ -293,8 +294,7 @@ int pyconv_cuda_conv2d_tensor_cores_bwd_weight(const Place& at, const Conv2dShap
     const T* a = turned.template take<T>(dy, s.N, s.OC, s.OH * s.OW);
     const T* b = turned.template take<T>(x, s.N, s.IC, s.IH * s.IW);
     int error = turned.error;
-    if (!error)
-      error = launch_gemm<Kind<T, false, false, true>>(at, g, {a, b, nullptr, nullptr, nullptr, parts, false});
+    if (!error) error = launch_gemm<Kind<T, false, false, true>>(at, g, {a, b, nullptr, nullptr, nullptr, parts, {}});
     if (error) return error;
     const bool turn_back = s.layout == Layout::nchw;  // the sums are in channels_last
     return launch_add_parts(g, parts, static_cast<T*>(dw), at.stream, turn_back ? s.KH * s.KW : 1,
