@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,11 +92,17 @@ def build_cuda(nvcc: Path, target: Path) -> None:
         if not result.exists() or result.stat().st_mtime < max(newest, path.stat().st_mtime):
             print(f"nvcc {source}", flush=True)
             part = result.with_suffix(".part")
-            command = [nvcc, *flags, "-c", path, "-o", part]
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode:
-                sys.stderr.write(run.stderr)
-                run.check_returncode()
+            with tempfile.TemporaryDirectory(dir=folder) as kept:
+                command = [nvcc, *flags, "--keep", f"--keep-dir={kept}", "-c", path, "-o", part]
+                run = subprocess.run(command, capture_output=True, text=True)
+                if run.returncode:
+                    sys.stderr.write(run.stderr)
+                    run.check_returncode()
+                # The PTX on the way to the object, which tests/test_ptx.py runs: of the oldest GPU.
+                found = sorted(
+                    Path(kept).glob("*.ptx"), key=lambda p: f"_{archs[0]}." not in p.name
+                )
+                shutil.copy(found[0], result.with_suffix(".ptx"))
             result.with_suffix(".ptxas").write_text(compiled(source, run.stderr))
             part.replace(result)
         return str(result)

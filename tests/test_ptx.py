@@ -5,12 +5,9 @@ the launch configuration or the opt-in to more shared memory. Here they are all 
 """
 
 import ctypes
-import fcntl
-import hashlib
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -25,10 +22,12 @@ from tests import cuda_table, mutants, ptx, ptx_instructions, test_mutants
 from tests.mutants import PTX_MUTANTS
 from tests.sass import tool
 
+ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.skipif(_native.lib is None, reason=_native.reason),
-    pytest.mark.skipif(tool("nvcc") is None, reason="there is no nvcc"),
+    pytest.mark.skipif(not list(ROOT.glob("build/cuda-*/*.ptx")), reason="built without nvcc"),
 ]
+with_nvcc = pytest.mark.skipif(tool("nvcc") is None, reason="there is no nvcc")
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -50,29 +49,26 @@ def compiled(source, root, target):
 
 
 def objects():
-    """The object of every .cu file, by its place in csrc/cuda; kept in the emulator's cache."""
-    root = build.sources()
-    digest = hashlib.sha256(
-        repr((FLAGS, subprocess.check_output([tool("nvcc"), "--version"]))).encode()
-    )
-    for path in sorted(p for room in ("common", "cuda") for p in (root / room).rglob("*.*")):
-        digest.update(path.name.encode() + path.read_bytes())
-    folder = build.cache_folder() / f"ptx-{digest.hexdigest()[:24]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [str(p.relative_to(root / "cuda")) for p in sorted((root / "cuda").rglob("*.cu"))]
-    found = {name: folder / f"{name.replace('/', '-')}.o" for name in names}
-    with open(folder / "lock", "w") as lock, ThreadPoolExecutor(2) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = [name for name in names if not found[name].exists()]
-        list(pool.map(lambda n: compiled(root / "cuda" / n, root, found[n]), missing))
-    return found
+    """The object of every .cu file that setup.py compiled last, by its place in csrc/cuda; its PTX lies beside it."""
+    folder = max(ROOT.glob("build/cuda-*"), key=lambda p: p.stat().st_mtime)
+    names = (str(p.relative_to(ROOT / "csrc/cuda")) for p in (ROOT / "csrc/cuda").rglob("*.cu"))
+    return {name: folder / f"csrc.cuda.{name.replace('/', '.')}.o" for name in names}
 
 
 @cache
-def parsed(path):
-    """Every kernel of an object, which has its PTX as text."""
-    texts = re.findall(rb"\.version .*?\0", path.read_bytes(), re.S)
-    return {k: v for t in texts for k, v in ptx.parse(t.decode().rstrip("\0")).items()}
+def entries(path):
+    """The text of every kernel of an object: of the PTX beside it, or of that inside it, which was not compressed."""
+    beside = path.with_suffix(".ptx")
+    texts = [beside.read_bytes()] if beside.exists() else []
+    texts = texts or re.findall(rb"\.version .*?\0", path.read_bytes(), re.S)
+    found = re.findall(r"(\.entry\s+([\w$]+).*?\n\}\n)", b"".join(texts).decode(), re.S)
+    return {name: text for text, name in found}
+
+
+@cache
+def parsed(text):
+    (kernel,) = ptx.parse(text).values()
+    return kernel
 
 
 class Machine:
@@ -84,7 +80,7 @@ class Machine:
         link = [build.compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic,-z,defs"]
         link += [Path(__file__).with_name("cudart.cpp"), *used.values(), "-o", self.path]
         subprocess.run(link, check=True)
-        self.kernels = {k: v for path in used.values() for k, v in parsed(path).items()}
+        self.entries = {k: v for path in used.values() for k, v in entries(path).items()}
         self.memory, self.failure = ptx.Memory(), ""
         self.callbacks = LAUNCH(self.launch), OPERAND(self.operand)
         ctypes.CDLL(str(self.path)).pyconv_ptx_connect(*self.callbacks)
@@ -98,7 +94,7 @@ class Machine:
 
     def launch(self, name, grid, block, shared_bytes, arguments):
         try:
-            kernel = self.kernels[name.decode()]
+            kernel = parsed(self.entries[name.decode()])
             places = list(kernel.parameters.values())
             held = bytearray(max(offset + size for offset, size in places))
             for i, (offset, size) in enumerate(places):
@@ -144,6 +140,7 @@ def test_every_kernel_computes_what_it_should(machine, row):
         assert all(map(torch.equal, mine, emulated))
 
 
+@with_nvcc
 @pytest.mark.parametrize("mutant", PTX_MUTANTS, ids=str)
 def test_a_mutant_that_only_nvcc_sees_is_noticed(mutant, tmp_path):
     source = mutant.through
@@ -151,6 +148,13 @@ def test_a_mutant_that_only_nvcc_sees_is_noticed(mutant, tmp_path):
     shutil.copytree(build.sources(), root)
     place = root / "cuda" / mutant.file
     place.write_text(mutants.changed(place.read_text(), mutant))
+    # Their work is of bfloat16, or of float32 in the kernel that has no other: the rest is not compiled.
+    operands, every = (
+        root / "cuda/operands.h",
+        "dtype == DType::f32 ? f(float()) : dtype == DType::bf16 ? f(bf16()) : f(f16())",
+    )
+    assert every in operands.read_text()
+    operands.write_text(operands.read_text().replace(every, "f(bf16())"))
     machine = Machine(
         tmp_path, {source: compiled(root / "cuda" / source, root, tmp_path / "other.o")}
     )
