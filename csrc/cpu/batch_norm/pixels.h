@@ -18,11 +18,12 @@ constexpr int64_t run = 32;             // rows whose sums are in acc_t<T>: sums
 constexpr int64_t part_values = 16384;  // least of a part
 constexpr int64_t most_parts = 256;
 constexpr int64_t serial_sums = 32768, serial_channels = 256;
+constexpr int64_t samples = 8;  // values of a channel, whose mean is the first guess at the channel's
 
 // Where a vector starts: offset `i` in the tensor, `p` in a row.
 struct Whole {
   template <class T>
-  vec<acc_t<T>> operator()(const T* at, acc_t<T>) const {
+  vec<acc_t<T>> operator()(const T* at, vec<acc_t<T>>) const {
     return load_wide(at);
   }
 };
@@ -30,7 +31,7 @@ template <class A>
 struct Last {
   int64_t count;
   template <class T>
-  vec<A> operator()(const T* at, A) const {
+  vec<A> operator()(const T* at, vec<A>) const {
     return load_wide_first(at, count);
   }
 };
@@ -49,10 +50,11 @@ struct Rows {
   }
   int64_t cut(int64_t part) const { return rows * part / parts; }
 
+  // body(part) for all; with `back` a thread's last part first: what it read last is in cache.
   template <class Body>
-  void for_parts(const Body& body) const {
+  void for_parts(bool back, const Body& body) const {
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; part++) body(part);
+      for (int64_t i = begin; i < end; i++) body(back ? begin + end - 1 - i : i);
     });
   }
 
@@ -75,11 +77,12 @@ struct Rows {
 
 // Two sums of a part, (P,) each in double: term(get, i, p, first, second) adds a vector to each.
 template <class A, class Term>
-PYCONV_INLINE void sum_rows(const Rows<A>& rows, int64_t r0, int64_t r1, const Term& term, A* sums, double* out) {
+PYCONV_INLINE void sum_rows(const Rows<A>& rows, int64_t part, const Term& term, A* sums, double* out) {
   constexpr int64_t L = Vec<A>::size;
   A* squares = sums + rows.P;
   for (int64_t k = 0; k < 2 * rows.P; k++) out[k] = 0;
-  for (int64_t r = r0; r < r1; r += run) {
+  const int64_t r1 = rows.cut(part + 1);
+  for (int64_t r = rows.cut(part); r < r1; r += run) {
     for (int64_t k = 0; k < 2 * rows.P; k++) sums[k] = 0;
     rows.template walk<B>(
         r, at_most(r + run, r1),
@@ -99,40 +102,20 @@ PYCONV_INLINE void sum_rows(const Rows<A>& rows, int64_t r0, int64_t r1, const T
   }
 }
 
-// What is kept per channel, (P,) each, and repeated along a row.
-template <class A>
-struct Lines {
-  int64_t C, P;
-  A *shift, *factor, *offset, *slope;
-  explicit Lines(const Rows<A>& rows)
-      : C(rows.C),
-        P(rows.P),
-        shift(static_cast<A*>(scratch(1, 4 * sizeof(A) * P))),
-        factor(shift + P),
-        offset(factor + P),
-        slope(offset + P) {}
-  void set(int64_t c, const Line<A>& line) const {
-    for (int64_t p = c; p < P; p += C) {
-      shift[p] = line.shift, factor[p] = line.factor, offset[p] = line.offset, slope[p] = line.slope;
-    }
-  }
-};
-
 // Both sums of every channel, part after part: found(c, sums).
 template <class A, class Found>
-void for_channels(const Rows<A>& rows, double* partial, const Found& found) {
-  const int64_t P = rows.P;
-  parallel_for(2 * P, divide_up(serial_sums, rows.parts), [&](int64_t begin, int64_t end) {
-    for (int64_t part = 1; part < rows.parts; part++) {
-      for (int64_t p = begin; p < end; p++) partial[p] += partial[part * 2 * P + p];
+void for_channels(const Rows<A>& rows, const double* partial, const Found& found) {
+  const int64_t C = rows.C, P = rows.P, repeats = P / C * rows.parts;
+  parallel_for(C, divide_up(serial_sums, 2 * repeats), [&](int64_t begin, int64_t end) {
+    double* sums = static_cast<double*>(scratch(2, 2 * sizeof(double) * (end - begin)));
+    double* products = sums + (end - begin);
+    for (int64_t k = 0; k < 2 * (end - begin); k++) sums[k] = 0;
+    for (int64_t i = 0; i < repeats; i++) {
+      const double* row = partial + i / (P / C) * 2 * P + i % (P / C) * C;
+      for (int64_t c = begin; c < end; c++) sums[c - begin] += row[c];
+      for (int64_t c = begin; c < end; c++) products[c - begin] += row[P + c];
     }
-  });
-  parallel_for(rows.C, serial_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; c++) {
-      Sums sums = {0, 0};
-      for (int64_t p = c; p < P; p += rows.C) sums.first += partial[p], sums.second += partial[P + p];
-      found(c, sums);
-    }
+    for (int64_t c = begin; c < end; c++) found(c, Sums{sums[c - begin], products[c - begin]});
   });
 }
 
@@ -140,41 +123,35 @@ void for_channels(const Rows<A>& rows, double* partial, const Found& found) {
 template <class A, class Sum>
 double* sum_parts(const Rows<A>& rows, const Sum& sum) {
   double* partial = static_cast<double*>(scratch(0, sizeof(double) * rows.parts * 2 * rows.P));
-  rows.for_parts([&](int64_t part) {
+  rows.for_parts(false, [&](int64_t part) {
     sum(part, static_cast<A*>(scratch(2, sizeof(A) * 2 * rows.P)), partial + part * 2 * rows.P);
   });
   return partial;
 }
 
 template <class T, class A>
-double* deviations(const Rows<A>& rows, const T* x, const A* shift) {
-  return sum_parts(rows, [&](int64_t part, A* working, double* out) {
-    const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& sum, vec<A>& squares) {
-      const vec<A> d = get(x + i, A(0)) - load(shift + p);
-      sum += d;
-      squares += d * d;
-    };
-    sum_rows(rows, rows.cut(part), rows.cut(part + 1), term, working, out);
-  });
+PYCONV_NOINLINE void deviations(Rows<A> rows, int64_t part, const T* x, const A* shift, A* working, double* out) {
+  const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& sum, vec<A>& squares) {
+    const vec<A> d = get(x + i, vec<A>{}) - load(shift + p);
+    sum += d;
+    squares += d * d;
+  };
+  sum_rows(rows, part, term, working, out);
 }
 
 // y = act((x - shift) * factor + offset).
 template <class T, class A>
-void normalise(const Rows<A>& rows, const T* x, const Lines<A>& lines, const Finish<T>& finish, T* y) {
-  rows.for_parts([&](int64_t part) {
-    rows.template walk<1>(
-        rows.cut(part), rows.cut(part + 1),
-        [&](int64_t i, int64_t p, auto count) {
-          const vec<A> shift = load(lines.shift + p), factor = load(lines.factor + p), offset = load(lines.offset + p);
-          _Pragma("GCC unroll 4") for (int b = 0; b < decltype(count)::value; b++) {
-            finish.store(y + i + b * rows.P, (load_wide(x + i + b * rows.P) - shift) * factor + offset);
-          }
-        },
-        [&](auto get, int64_t i, int64_t p) {
-          const vec<A> d = get(x + i, A(0)) - load(lines.shift + p);
-          finish.store_first(y + i, d * load(lines.factor + p) + load(lines.offset + p), get.count);
-        });
-  });
+PYCONV_NOINLINE void normalise(Rows<A> rows, int64_t part, const T* x, Lines<A> lines, Finish<T> finish, T* y) {
+  rows.template walk<1>(
+      rows.cut(part), rows.cut(part + 1),
+      [&](int64_t i, int64_t p, auto) {
+        const vec<A> d = load_wide(x + i) - load(lines.shift + p);
+        finish.store(y + i, d * load(lines.factor + p) + load(lines.offset + p));
+      },
+      [&](auto get, int64_t i, int64_t p) {
+        const vec<A> d = get(x + i, vec<A>{}) - load(lines.shift + p);
+        finish.store_first(y + i, d * load(lines.factor + p) + load(lines.offset + p), get.count);
+      });
 }
 
 // The mean of some values of every channel: see channel.h.
@@ -194,17 +171,18 @@ template <class T, class A>
 void train(const NormShape& s, const T* x, const A* weight, const A* bias, const Finish<T>& finish, T* y, A* mean,
            A* var) {
   const Rows<A> rows(s);
-  const Lines<A> lines(rows);
+  const Lines<A> lines(rows.C, rows.P);
   const double M = at_least(rows.M, 1);
   some_means(rows, x, lines);
   Moments* found = static_cast<Moments*>(scratch(3, sizeof(Moments) * s.C));
   const auto find = [&] {
-    for_channels(rows, deviations(rows, x, lines.shift),
-                 [&](int64_t c, const Sums& sums) { found[c] = Moments(lines.shift[c], sums, M); });
+    const double* partial = sum_parts(
+        rows, [&](int64_t part, A* working, double* out) { deviations(rows, part, x, lines.shift, working, out); });
+    for_channels(rows, partial, [&](int64_t c, const Sums& sums) { found[c] = Moments(lines.shift[c], sums, M); });
   };
   find();
   bool far = false;
-  for (int64_t c = 0; c < s.C; c++) far = far || found[c].far();
+  for (int64_t c = 0; c < s.C; c++) far = far || found[c].far(64);
   if (far) {  // the other channels too: one loop serves all
     for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(found[c].mean, 0, 0));
     find();
@@ -213,66 +191,64 @@ void train(const NormShape& s, const T* x, const A* weight, const A* bias, const
     for (int64_t c = begin; c < end; c++) {
       mean[c] = A(found[c].mean);
       var[c] = A(found[c].var);
-      lines.set(c, Line<A>(found[c].mean, scale_of(s, found[c].var, weight, c), bias ? bias[c] : 0));
+      lines.of_statistics(s, c, found[c], weight, bias);
     }
   });
-  normalise(rows, x, lines, finish, y);
+  rows.for_parts(true, [&](int64_t part) { normalise(rows, part, x, lines, finish, y); });
 }
 
 template <class T, class A>
 void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias,
           const Finish<T>& finish, T* y) {
   const Rows<A> rows(s);
-  const Lines<A> lines(rows);
-  for (int64_t c = 0; c < s.C; c++) {
-    lines.set(c, Line<A>(mean[c], scale_of(s, var[c], weight, c), bias ? bias[c] : 0));
-  }
-  normalise(rows, x, lines, finish, y);
+  const Lines<A> lines(rows.C, rows.P);
+  lines.of_statistics(s, mean, var, weight, bias);
+  rows.for_parts(false, [&](int64_t part) { normalise(rows, part, x, lines, finish, y); });
+}
+
+// sum g and sum g * (x - shift).
+template <class T, class A, bool relu>
+PYCONV_NOINLINE void products(Rows<A> rows, int64_t part, Upstream<T, relu> up, const T* x, const A* shift, A* working,
+                              double* out) {
+  const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& g_sum, vec<A>& g_d_sum) {
+    const vec<A> g = up(get, i);
+    g_sum += g;
+    g_d_sum += g * (get(x + i, vec<A>{}) - load(shift + p));
+  };
+  sum_rows(rows, part, term, working, out);
 }
 
 // dx = g * factor + (x - shift) * slope + offset, and g itself where the residual wants it.
 template <class T, class A, bool relu>
-void finish_bwd(const Rows<A>& rows, bool training, const Upstream<T, relu>& up, const T* x, const Lines<A>& lines,
-                T* dx, T* dresidual) {
+PYCONV_NOINLINE void finish_bwd(Rows<A> rows, int64_t part, bool training, Upstream<T, relu> up, const T* x,
+                                Lines<A> lines, T* dx, T* dresidual) {
   const Finish<T> plain;
-  rows.for_parts([&](int64_t part) {
-    const int64_t r0 = rows.cut(part), r1 = rows.cut(part + 1);
-    rows.template walk<1>(
-        r0, r1,
-        [&](int64_t i, int64_t p, auto count) {
-          const vec<A> shift = load(lines.shift + p), factor = load(lines.factor + p), slope = load(lines.slope + p),
-                       offset = load(lines.offset + p);
-          _Pragma("GCC unroll 4") for (int b = 0; b < decltype(count)::value; b++) {
-            const int64_t at = i + b * rows.P;
-            const vec<A> g = up(Whole(), at);
-            if (dresidual) store_narrow(dresidual + at, g);
-            const vec<A> d = training ? load_wide(x + at) - shift : vec<A>{};
-            store_narrow(dx + at, g * factor + (d * slope + offset));
-          }
-        },
-        [&](auto get, int64_t i, int64_t p) {
-          const vec<A> g = up(get, i), d = training ? get(x + i, A(0)) - load(lines.shift + p) : vec<A>{};
-          if (dresidual) plain.store_first(dresidual + i, g, get.count);
-          plain.store_first(dx + i, g * load(lines.factor + p) + (d * load(lines.slope + p) + load(lines.offset + p)),
-                            get.count);
-        });
-  });
+  const auto line = [&](vec<A> g, vec<A> d, int64_t p) {
+    return g * load(lines.factor + p) + (d * load(lines.slope + p) + load(lines.offset + p));
+  };
+  rows.template walk<1>(
+      rows.cut(part), rows.cut(part + 1),
+      [&](int64_t i, int64_t p, auto) {
+        const vec<A> g = up(Whole(), i), d = training ? load_wide(x + i) - load(lines.shift + p) : vec<A>{};
+        if (dresidual) store_narrow(dresidual + i, g);
+        store_narrow(dx + i, line(g, d, p));
+      },
+      [&](auto get, int64_t i, int64_t p) {
+        const vec<A> g = up(get, i), d = training ? get(x + i, vec<A>{}) - load(lines.shift + p) : vec<A>{};
+        if (dresidual) plain.store_first(dresidual + i, g, get.count);
+        plain.store_first(dx + i, line(g, d, p), get.count);
+      });
 }
 
 template <class T, class A, bool relu>
 void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* mean, const A* var, const A* weight,
          T* dx, T* dresidual, A* dweight, A* dbias) {
   const Rows<A> rows(s);
-  const Lines<A> lines(rows);
+  const Lines<A> lines(rows.C, rows.P);
   const double M = at_least(rows.M, 1);
   for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(mean[c], 0, 0));
-  double* partial = sum_parts(rows, [&](int64_t part, A* working, double* out) {
-    const auto term = [&](auto get, int64_t i, int64_t p, vec<A>& g_sum, vec<A>& g_d_sum) {
-      const vec<A> g = up(get, i);
-      g_sum += g;
-      g_d_sum += g * (get(x + i, A(0)) - load(lines.shift + p));
-    };
-    sum_rows(rows, rows.cut(part), rows.cut(part + 1), term, working, out);
+  const double* partial = sum_parts(rows, [&](int64_t part, A* working, double* out) {
+    products<T, A, relu>(rows, part, up, x, lines.shift, working, out);
   });
   for_channels(rows, partial, [&](int64_t c, const Sums& sums) {
     const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
@@ -280,7 +256,8 @@ void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* m
     dweight[c] = A(sums.second * r);
     lines.set(c, s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0));
   });
-  finish_bwd<T, A, relu>(rows, s.training, up, x, lines, dx, dresidual);
+  rows.for_parts(true,
+                 [&](int64_t part) { finish_bwd<T, A, relu>(rows, part, s.training, up, x, lines, dx, dresidual); });
 }
 
 }  // namespace

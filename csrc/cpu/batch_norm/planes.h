@@ -1,11 +1,13 @@
-// batch_norm / planes: NCHW, one channel at a time.
+// batch_norm / planes: NCHW, a vector holds neighbouring pixels of one channel.
 // Computes  the formulas of reference.cpp, act(v) = min(max(v + residual, 0), ceiling) where asked. Sums of d = x - shift:
 //             mean = shift + sum d / M        var = (sum d^2 - (sum d)^2 / M) / M
 //           where shift is the mean of some values. Should it lie so far from the mean that var loses digits, the channel
 //           is summed again around its mean
 // Shapes    x (N,C,H*W): a channel is N runs of H*W adjacent values
-// Tiling    thread: a channel, or a part of its images where channels are few; registers: U vectors for each of two sums
-// Cost      x is read once from memory and once more from cache, backward dy and x; no workspace
+// Tiling    evaluation: one run of values, wherever planes end. Training, thread: a block of channels that stays in cache
+//           from its sums to its results, or a part of a channel's images where channels are few; as many channels as make
+//           a run of some KB in each image. registers: U vectors for each of two sums
+// Cost      x is read once from memory and once more from cache, backward dy and x; workspace: 16 values per channel
 // Limits    NCHW (else why_not says so). Sums run in acc_t<T> for some `run` values, then in double
 // Source    Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, equation 1.7
 namespace planes {
@@ -14,13 +16,14 @@ namespace {
 #include "cpu/batch_norm/channel.h"
 
 constexpr int U = 4;           // independent sums, enough to hide the latency of an addition
-constexpr int64_t run = 4096;  // values, rounded up to whole planes
+constexpr int64_t run = 4096;  // values: summed in acc_t<T>, rounded up to whole planes; adjacent in a block
+constexpr int64_t block_values = 65536;
 constexpr int64_t serial_values = 16384;
 
 // Loads a whole vector, or the last `count` values of a plane with `rest` in the lanes beyond.
 struct Whole {
   template <class T>
-  vec<acc_t<T>> operator()(const T* p, acc_t<T>) const {
+  vec<acc_t<T>> operator()(const T* p, vec<acc_t<T>>) const {
     return load_wide(p);
   }
 };
@@ -33,99 +36,122 @@ struct Last {
     for (int64_t i = 0; i < Vec<A>::size; i++) beyond[i] = i < count ? 0 : -1;
   }
   template <class T>
-  vec<A> operator()(const T* p, A rest) const {
-    return beyond ? splat(rest) : load_wide_first(p, count);
+  vec<A> operator()(const T* p, vec<A> rest) const {
+    return beyond ? rest : load_wide_first(p, count);
   }
 };
 
-// Channel c of images [n0, n1).
-struct Part {
-  int64_t c, n0, n1;
+// Channels [c0, c1) of images [n0, n1).
+struct Block {
+  int64_t c0, c1, n0, n1;
 };
 
-template <class A>
-PYCONV_INLINE double total(const vec<A> (&v)[U]) {
-  return sum_lanes<A>((v[0] + v[1]) + (v[2] + v[3]));
-}
-
-// Two sums over a part: term(get, i, first, second) adds the vector that get() loads at offset i to each.
+// Two sums of every channel of a block: term(get, i, c, first, second) adds the vector that get() loads at offset i.
 template <class A, class Term>
-PYCONV_INLINE Sums sum_part(const NormShape& s, const Part& part, const Term& term) {
+PYCONV_INLINE void sum_block(const NormShape& s, const Block& block, const Term& term, Sums* sums) {
   constexpr int64_t L = Vec<A>::size;
-  const int64_t size = s.plane();
+  const int64_t C = s.C, size = s.plane(), channels = block.c1 - block.c0;
   const Last<A> last(size % L);
-  Sums sums = {0, 0};
-  vec<A> first[U] = {}, second[U] = {};
+  vec<A>* short_sums = static_cast<vec<A>*>(scratch(2, 2 * sizeof(vec<A>) * channels));
+  for (int64_t k = 0; k < channels; k++) sums[k] = {0, 0}, short_sums[2 * k] = short_sums[2 * k + 1] = vec<A>{};
   int64_t pending = 0;
-  for (int64_t n = part.n0; n < part.n1; n++) {
-    int64_t i = (n * s.C + part.c) * size;
-    const int64_t end = i + size;
-    for (; i + U * L <= end; i += U * L) {
-      _Pragma("GCC unroll 4") for (int u = 0; u < U; u++) term(Whole(), i + u * L, first[u], second[u]);
+  for (int64_t n = block.n0; n < block.n1; n++) {
+    int64_t i = (n * C + block.c0) * size;
+    for (int64_t k = 0; k < channels; k++) {
+      const int64_t c = block.c0 + k, end = i + size;
+      vec<A> first[U] = {}, second[U] = {};
+      for (; i + U * L <= end; i += U * L) {
+        _Pragma("GCC unroll 4") for (int u = 0; u < U; u++) term(Whole(), i + u * L, c, first[u], second[u]);
+      }
+      _Pragma("GCC unroll 3") for (int u = 0; u < U - 1; u++) {
+        if (i + L > end) break;
+        term(Whole(), i, c, first[u], second[u]);
+        i += L;
+      }
+      if (i < end) term(last, i, c, first[U - 1], second[U - 1]);
+      i = end;
+      short_sums[2 * k] += (first[0] + first[1]) + (first[2] + first[3]);
+      short_sums[2 * k + 1] += (second[0] + second[1]) + (second[2] + second[3]);
     }
-    _Pragma("GCC unroll 3") for (int u = 0; u < U - 1; u++) {
-      if (i + L > end) break;
-      term(Whole(), i, first[u], second[u]);
-      i += L;
-    }
-    if (i < end) term(last, i, first[U - 1], second[U - 1]);
     pending += size;
-    if (pending < run && n + 1 < part.n1) continue;
-    sums.first += total<A>(first), sums.second += total<A>(second);
-    for (int u = 0; u < U; u++) first[u] = second[u] = vec<A>{};
+    if (pending < run && n + 1 < block.n1) continue;
+    for (int64_t k = 0; k < channels; k++) {
+      sums[k] += {sum_lanes<A>(short_sums[2 * k]), sum_lanes<A>(short_sums[2 * k + 1])};
+      short_sums[2 * k] = short_sums[2 * k + 1] = vec<A>{};
+    }
     pending = 0;
   }
-  return sums;
 }
 
-// f(get, put, i) for every vector of a part; put(p, v) stores what get() loaded.
+// f(get, put, i) for vectors that cover [i, end) of a plane, the last overlapping the one before it rather than be
+// partial: a result does not change by being written twice. put(to, p, v) stores what get() loaded.
 template <class A, class F>
-PYCONV_INLINE void for_part(const NormShape& s, const Part& part, const F& f) {
+PYCONV_INLINE void for_run(int64_t i, int64_t end, const F& f) {
   constexpr int64_t L = Vec<A>::size;
-  const int64_t size = s.plane(), rest = size % L;
-  const Last<A> last(rest);
-  for (int64_t n = part.n0; n < part.n1; n++) {
-    int64_t i = (n * s.C + part.c) * size;
-    const int64_t end = i + size - rest;
-    _Pragma("GCC unroll 4") for (; i < end; i += L) {
-      f(Whole(), [](const auto& to, auto* p, vec<A> v) { to.store(p, v); }, i);
-    }
-    if (rest) f(last, [&](const auto& to, auto* p, vec<A> v) { to.store_first(p, v, rest); }, i);
+  const auto put = [](const auto& to, auto* p, vec<A> v) { to.store(p, v); };
+  if (const int64_t count = end - i; count < L) {
+    return f(Last<A>(count), [count](const auto& to, auto* p, vec<A> v) { to.store_first(p, v, count); }, i);
+  }
+  _Pragma("GCC unroll 4") for (; i + L <= end; i += L) f(Whole(), put, i);
+  if (i < end) f(Whole(), put, end - L);
+}
+
+// f(c, i, end) for every plane, or part of one, of values [i0, i1) of the tensor.
+template <class F>
+PYCONV_INLINE void for_planes(const NormShape& s, int64_t i0, int64_t i1, const F& f) {
+  const int64_t C = s.C, size = s.plane();
+  int64_t c = i0 / at_least(size, 1) % C, next = i0 - i0 % at_least(size, 1) + size;
+  for (int64_t i = i0; i < i1; i = next, next += size) {
+    f(c, i, at_most(next, i1));
+    if (++c == C) c = 0;
   }
 }
 
-// How images are cut where there are too few channels for the threads: by the shape alone.
-struct Parts {
-  int64_t C, N, each;
-  explicit Parts(const NormShape& s) : C(s.C), N(s.N), each(at_least(at_most(16 / at_least(s.C, 1), s.N), 1)) {}
-  Part operator()(int64_t i) const { return {i / each, N * (i % each) / each, N * (i % each + 1) / each}; }
+// The blocks of a shape, cut by the shape alone: `each` parts of a channel, or `together` channels.
+struct Blocks {
+  NormShape s;
+  int64_t together, each, count;
+  explicit Blocks(const NormShape& s)
+      : s(s),
+        together(at_most(run / at_least(s.plane(), 1), block_values / at_least(s.per_channel(), 1))),
+        each(at_least(at_most(16 / at_least(s.C, 1), s.N), 1)) {
+    together = at_least(at_most(together, s.C / 16), 1);
+    count = each > 1 ? s.C * each : divide_up(s.C, together);
+  }
+  Block operator()(int64_t i) const {
+    if (each > 1) return {i / each, i / each + 1, s.N * (i % each) / each, s.N * (i % each + 1) / each};
+    return {i * together, at_most((i + 1) * together, s.C), 0, s.N};
+  }
 
-  // sums(part) of all parts, added per channel; then found(c, sums), and then(part). One after the other for a channel
-  // that is whole, so that the second finds it in cache.
+  // add(block, sums) of all blocks; then found(c, sums) of every channel, and then(i0, i1) for its runs of values, the
+  // last image first: what was read last is in cache.
   template <class Add, class Found, class Then>
-  void run(int64_t values, const Add& add, const Found& found, const Then& then) const {
+  void run_all(const Add& add, const Found& found, const Then& then) const {
+    const int64_t grain = divide_up(serial_values, at_least(s.per_channel() * together / each, 1));
+    const auto finish = [&](const Block& b) {
+      for (int64_t n = b.n1 - 1; n >= b.n0; n--) then((n * s.C + b.c0) * s.plane(), (n * s.C + b.c1) * s.plane());
+    };
     if (each == 1) {
-      return parallel_for(C, divide_up(serial_values, at_least(values, 1)), [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; c++) {
-          found(c, add({c, 0, N}));
-          then({c, 0, N});
+      return parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+          const Block b = (*this)(i);
+          Sums* sums = static_cast<Sums*>(scratch(3, sizeof(Sums) * together));
+          add(b, sums);
+          for (int64_t c = b.c0; c < b.c1; c++) found(c, sums[c - b.c0]);
+          finish(b);
         }
       });
     }
-    Sums* sums = static_cast<Sums*>(scratch(0, sizeof(Sums) * C * each));
-    const int64_t grain = divide_up(serial_values, at_least(values / each, 1));
-    parallel_for(C * each, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) sums[i] = add((*this)(i));
+    Sums* sums = static_cast<Sums*>(scratch(0, sizeof(Sums) * count));
+    parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) add((*this)(i), sums + i);
     });
-    for (int64_t c = 0; c < C; c++) {
-      Sums all = {0, 0};
-      for (int64_t i = 0; i < each; i++) {
-        all.first += sums[c * each + i].first, all.second += sums[c * each + i].second;
-      }
-      found(c, all);
+    for (int64_t c = 0; c < s.C; c++) {
+      for (int64_t i = 1; i < each; i++) sums[c * each] += sums[c * each + i];
+      found(c, sums[c * each]);
     }
-    parallel_for(C * each, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) then((*this)(i));
+    parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = end - 1; i >= begin; i--) finish((*this)(i));
     });
   }
 };
@@ -134,92 +160,96 @@ struct Parts {
 template <class T>
 acc_t<T> some_mean(const NormShape& s, int64_t c, const T* x) {
   const int64_t size = s.plane();
-  acc_t<T> sum[2] = {0, 0};
   if (s.per_channel() == 0) return 0;
-  for (int64_t k = 0; k < samples; k++) {
-    sum[k % 2] += widen(x[(k * s.N / samples * s.C + c) * size + k * size / samples]);
-  }
-  return (sum[0] + sum[1]) / samples;
+  const T* plane = x + c * size;
+  return (widen(plane[0]) + widen(plane[size / 4]) + widen(plane[size / 2]) + widen(plane[size - 1 - size / 4])) / 4;
 }
 
 template <class T, class A>
-PYCONV_NOINLINE Sums deviations(const NormShape& s, const Part& part, const T* x, A shift) {
-  return sum_part<A>(s, part, [&](auto get, int64_t i, vec<A>& sum, vec<A>& squares) {
-    const vec<A> d = get(x + i, shift) - shift;
+PYCONV_NOINLINE void deviations(NormShape s, Block block, const T* x, Lines<A> lines, Sums* sums) {
+  const auto term = [&](auto get, int64_t i, int64_t c, vec<A>& sum, vec<A>& squares) {
+    const vec<A> shift = splat(lines.shift[c]), d = get(x + i, shift) - shift;
     sum += d;
     squares += d * d;
-  });
+  };
+  sum_block<A>(s, block, term, sums);
 }
 
-// y = act((x - shift) * factor + offset).
+// y = act((x - shift) * factor + offset) of values [i0, i1).
 template <class T, class A>
-PYCONV_NOINLINE void normalise(const NormShape& s, const Part& part, const T* x, const Line<A>& line,
-                               const Finish<T>& finish, T* y) {
-  const A shift = line.shift, factor = line.factor, offset = line.offset;
-  for_part<A>(s, part,
-              [&](auto get, auto put, int64_t i) { put(finish, y + i, (get(x + i, A(0)) - shift) * factor + offset); });
+PYCONV_NOINLINE void normalise(NormShape s, int64_t i0, int64_t i1, const T* x, Lines<A> lines, Finish<T> finish,
+                               T* y) {
+  for_planes(s, i0, i1, [&](int64_t c, int64_t begin, int64_t end) {
+    const A shift = lines.shift[c], factor = lines.factor[c], offset = lines.offset[c];
+    for_run<A>(begin, end, [&](auto get, auto put, int64_t i) {
+      put(finish, y + i, (get(x + i, vec<A>{}) - shift) * factor + offset);
+    });
+  });
 }
 
 template <class T, class A>
 void train(const NormShape& s, const T* x, const A* weight, const A* bias, const Finish<T>& finish, T* y, A* mean,
            A* var) {
   const double M = at_least(s.per_channel(), 1);
-  const Parts parts(s);
-  Line<A>* lines = static_cast<Line<A>*>(scratch(1, sizeof(Line<A>) * s.C));
-  parts.run(
-      s.per_channel(),
-      [&](const Part& part) {
-        const A shift = some_mean(s, part.c, x);
-        if (part.n0 == 0) lines[part.c].shift = shift;
-        return deviations(s, part, x, shift);
+  const Lines<A> lines(s.C, s.C);
+  const Blocks blocks(s);
+  const auto guess = [&](int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c++) lines.shift[c] = some_mean(s, c, x);
+  };
+  if (blocks.each > 1) guess(0, s.C);
+  blocks.run_all(
+      [&](const Block& b, Sums* sums) {
+        if (blocks.each == 1) guess(b.c0, b.c1);
+        deviations(s, b, x, lines, sums);
       },
       [&](int64_t c, const Sums& sums) {
-        Moments found(lines[c].shift, sums, M);
-        if (found.far()) {
-          const A nearer = A(found.mean);
-          found = Moments(nearer, deviations(s, {c, 0, s.N}, x, nearer), M);
+        Moments found(lines.shift[c], sums, M);
+        if (found.far(8)) {  // not 64: one channel is soon summed again
+          Sums nearer;
+          lines.shift[c] = A(found.mean);
+          deviations(s, {c, c + 1, 0, s.N}, x, lines, &nearer);
+          found = Moments(lines.shift[c], nearer, M);
         }
         mean[c] = A(found.mean);
         var[c] = A(found.var);
-        lines[c] = Line<A>(found.mean, scale_of(s, found.var, weight, c), bias ? bias[c] : 0);
+        lines.of_statistics(s, c, found, weight, bias);
       },
-      [&](const Part& part) { normalise(s, part, x, lines[part.c], finish, y); });
+      [&](int64_t i0, int64_t i1) { normalise(s, i0, i1, x, lines, finish, y); });
 }
 
 template <class T, class A>
 void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias,
           const Finish<T>& finish, T* y) {
-  const Parts parts(s);
-  const int64_t values = at_least(s.per_channel() / parts.each, 1);
-  parallel_for(s.C * parts.each, divide_up(serial_values, values), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t c = parts(i).c;
-      normalise(s, parts(i), x, Line<A>(mean[c], scale_of(s, var[c], weight, c), bias ? bias[c] : 0), finish, y);
-    }
-  });
+  const Lines<A> lines(s.C, s.C);
+  lines.of_statistics(s, mean, var, weight, bias);
+  parallel_for(s.C * s.per_channel(), serial_values,
+               [&](int64_t i0, int64_t i1) { normalise(s, i0, i1, x, lines, finish, y); });
 }
 
 // sum g and sum g * (x - shift).
 template <class T, class A, bool relu>
-PYCONV_NOINLINE Sums products(const NormShape& s, const Part& part, const Upstream<T, relu>& up, const T* x, A shift) {
-  return sum_part<A>(s, part, [&](auto get, int64_t i, vec<A>& g_sum, vec<A>& g_d_sum) {
-    const vec<A> g = up(get, i);
+PYCONV_NOINLINE void products(NormShape s, Block block, Upstream<T, relu> up, const T* x, const A* mean, Sums* sums) {
+  const auto term = [&](auto get, int64_t i, int64_t c, vec<A>& g_sum, vec<A>& g_d_sum) {
+    const vec<A> g = up(get, i), shift = splat(mean[c]);
     g_sum += g;
     g_d_sum += g * (get(x + i, shift) - shift);
-  });
+  };
+  sum_block<A>(s, block, term, sums);
 }
 
-// dx = g * factor + (x - shift) * slope + offset, and g itself where the residual wants it.
+// dx = g * factor + (x - shift) * slope + offset of values [i0, i1), and g itself where the residual wants it.
 template <class T, class A, bool relu>
-PYCONV_NOINLINE void finish_bwd(const NormShape& s, const Part& part, const Upstream<T, relu>& up, const T* x,
-                                const Line<A>& line, T* dx, T* dresidual) {
-  const A shift = line.shift, slope = line.slope, factor = line.factor, offset = line.offset;
+PYCONV_NOINLINE void finish_bwd(NormShape s, int64_t i0, int64_t i1, Upstream<T, relu> up, const T* x, Lines<A> lines,
+                                T* dx, T* dresidual) {
   const bool training = s.training;
   const Finish<T> plain;
-  for_part<A>(s, part, [&](auto get, auto put, int64_t i) {
-    const vec<A> g = up(get, i), d = training ? get(x + i, A(0)) - shift : vec<A>{};
-    if (dresidual) put(plain, dresidual + i, g);
-    put(plain, dx + i, g * factor + (d * slope + offset));
+  for_planes(s, i0, i1, [&](int64_t c, int64_t begin, int64_t end) {
+    const A shift = lines.shift[c], slope = lines.slope[c], factor = lines.factor[c], offset = lines.offset[c];
+    for_run<A>(begin, end, [&](auto get, auto put, int64_t i) {
+      const vec<A> g = up(get, i), d = training ? get(x + i, vec<A>{}) - shift : vec<A>{};
+      if (dresidual) put(plain, dresidual + i, g);
+      put(plain, dx + i, g * factor + (d * slope + offset));
+    });
   });
 }
 
@@ -227,16 +257,15 @@ template <class T, class A, bool relu>
 void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* mean, const A* var, const A* weight,
          T* dx, T* dresidual, A* dweight, A* dbias) {
   const double M = at_least(s.per_channel(), 1);
-  Line<A>* lines = static_cast<Line<A>*>(scratch(1, sizeof(Line<A>) * s.C));
-  Parts(s).run(
-      s.per_channel(), [&](const Part& part) { return products<T, A, relu>(s, part, up, x, mean[part.c]); },
-      [&](int64_t c, const Sums& sums) {
-        const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
-        dbias[c] = A(sums.first);
-        dweight[c] = A(sums.second * r);
-        lines[c] = s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0);
-      },
-      [&](const Part& part) { finish_bwd<T, A, relu>(s, part, up, x, lines[part.c], dx, dresidual); });
+  const Lines<A> lines(s.C, s.C);
+  Blocks(s).run_all([&](const Block& b, Sums* sums) { products<T, A, relu>(s, b, up, x, mean, sums); },
+                    [&](int64_t c, const Sums& sums) {
+                      const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
+                      dbias[c] = A(sums.first);
+                      dweight[c] = A(sums.second * r);
+                      lines.set(c, s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0));
+                    },
+                    [&](int64_t i0, int64_t i1) { finish_bwd<T, A, relu>(s, i0, i1, up, x, lines, dx, dresidual); });
 }
 
 }  // namespace
