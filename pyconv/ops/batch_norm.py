@@ -162,7 +162,10 @@ def _normalise(
         assert running_var is not None
         # Copies where a backward pass may read them: a later batch must not change this gradient.
         copy = torch.is_grad_enabled()
-        mean, var = running_mean.to(dtype, copy=copy), running_var.to(dtype, copy=copy)
+        mean, var = (
+            t if t.dtype == dtype and not copy else t.to(dtype, copy=copy)
+            for t in (running_mean, running_var)
+        )
         y = kernels.eval(*operands, mean, var, weight, bias, *rest)
     return y if y.dim() == input.dim() else y.reshape(input.shape)
 
@@ -170,7 +173,7 @@ def _normalise(
 def _size(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> torch.Size:
     """The shape of what is given per channel, once its type, dtype and device are right."""
     tensor(op, name, t)
-    if t.dtype not in (dtype, input.dtype):
+    if t.dtype != dtype and t.dtype != input.dtype:
         allowed = " or ".join(str(d) for d in dict.fromkeys((dtype, input.dtype)))
         raise _shapes.ShapeError(
             f"{op}: {name} must be {allowed} for an input of {input.dtype}, got {t.dtype}"

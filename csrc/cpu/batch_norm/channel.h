@@ -3,43 +3,29 @@
 #include "cpu/cut.h"
 #include "cpu/finish.h"
 
+// What is summed per channel, (C,) each.
 struct Sums {
-  double first, second;
-  void operator+=(const Sums& other) { first += other.first, second += other.second; }
-};
+  double *first, *second;
 
-// Mean and variance from the sums of d and d^2 over M values, d = x - shift.
-struct Moments {
-  double mean, var, beside;
-  Moments(double shift, const Sums& d, double M) : beside(d.first / M) {
-    mean = shift + beside;
-    const double v = d.second / M - beside * beside;
-    var = v < 0 ? 0 : v;  // NaN stays
+  // The sums of d and d^2 over M values, d = x - shift, become mean and variance, of channels [c0, c1).
+  template <class A>
+  void become_moments(int64_t c0, int64_t c1, const A* shift, double M) const {
+    const double share = 1 / M;
+    for (int64_t c = c0; c < c1; c++) {
+      const double beside = first[c] * share, var = second[c] * share - beside * beside;
+      first[c] = shift[c] + beside;
+      second[c] = var < 0 ? 0 : var;  // NaN stays
+    }
   }
-  // The variance is the difference of numbers `times` as large: at 64 sums in float32 leave it 4 digits, at 8 5.
-  bool far(double times) const { return beside * beside > times * var; }
-};
-
-// y = (x - shift) * factor + offset;  dx = g * factor + (x - shift) * slope + offset.
-template <class A>
-struct Line {
-  A shift, factor, offset, slope;
-  // A mean that A cannot hold arrives as a rounded shift and the rest in offset.
-  Line(double mean, double scale, double bias)
-      : shift(A(mean)), factor(A(scale)), offset(A(bias - (mean - shift) * scale)), slope(0) {}
-  // dx = weight * r * (g - sum(g)/M - d * r^2 * sum(g*d)/M)
-  static Line of_gradient(A mean, double r, double weight, const Sums& g, double M) {
-    Line line(0, weight * r, 0);
-    line.shift = mean;
-    line.offset = A(-weight * r * g.first / M);
-    line.slope = A(-weight * r * r * r * g.second / M);
-    return line;
+  // Whether the variance was the difference of numbers `times` as large: at 64 sums in float32 leave it 4 digits, at 8 5.
+  bool far(int64_t c, double shift, double times) const {
+    return (first[c] - shift) * (first[c] - shift) > times * second[c];
   }
 };
 
 PYCONV_INLINE vec<double> square_root(vec<double> v) {
 #if PYCONV_BYTES == 64
-  return (vec<double>)_mm512_sqrt_pd((__m512d)v);
+  return (vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)v);
 #elif PYCONV_BYTES == 32
   return (vec<double>)_mm256_sqrt_pd((__m256d)v);
 #else
@@ -48,7 +34,22 @@ PYCONV_INLINE vec<double> square_root(vec<double> v) {
 #endif
 }
 
-// The lines of all channels. P is C, or a multiple of it where vectors hold channels: then they are repeated.
+// f(c, r) with r = 1 / sqrt(var[c] + eps) for channels [c0, c1), a vector of roots at a time: for 2048 channels one by
+// one they were a third of an evaluation of 8x2048x7x7.
+template <class S, class F>
+PYCONV_INLINE void for_roots(int64_t c0, int64_t c1, const S* var, double eps, const F& f) {
+  constexpr int64_t L = Vec<double>::size;
+  for (int64_t c = c0; c < c1; c += L) {
+    const int64_t count = at_most(c1 - c, L);
+    double r[L];
+    for (int64_t l = 0; l < L; l++) r[l] = l < count ? var[c + l] + eps : 1;
+    store(r, 1 / square_root(load(r)));
+    for (int64_t l = 0; l < count; l++) f(c + l, r[l]);
+  }
+}
+
+// y = (x - shift) * factor + offset;  dx = g * factor + (x - shift) * slope + offset, of every channel. P is C, or a
+// multiple of it where vectors hold channels: then what is set is to be repeated.
 template <class A>
 struct Lines {
   int64_t C, P;
@@ -60,28 +61,36 @@ struct Lines {
         factor(shift + P),
         offset(factor + P),
         slope(offset + P) {}
-  void set(int64_t c, const Line<A>& line) const {
-    for (int64_t p = c; p < P; p += C) {
-      shift[p] = line.shift, factor[p] = line.factor, offset[p] = line.offset, slope[p] = line.slope;
-    }
+
+  // A mean that A cannot hold arrives as a rounded shift and the rest in offset.
+  template <class S>
+  void of_statistics(const NormShape& s, int64_t c0, int64_t c1, const S* mean, const S* var, const A* weight,
+                     const A* bias) const {
+    for_roots(c0, c1, var, s.eps, [&](int64_t c, double r) {
+      const double scale = weight ? weight[c] * r : r;
+      shift[c] = A(mean[c]), factor[c] = A(scale);
+      offset[c] = A((bias ? bias[c] : 0) - (double(mean[c]) - shift[c]) * scale);
+    });
   }
-  void of_statistics(const NormShape& s, int64_t c, const Moments& found, const A* weight, const A* bias) const {
-    set(c, Line<A>(found.mean, (weight ? weight[c] : 1) / __builtin_sqrt(found.var + s.eps), bias ? bias[c] : 0));
+
+  // dbias = sum g,  dweight = r * sum g*d,  dx = weight * r * (g - (sum g + d * r^2 * sum g*d) / M),  d = x - mean.
+  void of_gradient(const NormShape& s, int64_t c0, int64_t c1, const A* mean, const A* var, const A* weight,
+                   const Sums& sums, A* dweight, A* dbias) const {
+    const double share = -1. / at_least(s.per_channel(), 1);
+    const bool training = s.training;
+    for_roots(c0, c1, var, s.eps, [&](int64_t c, double r) {
+      const double scale = weight ? weight[c] * r : r;
+      dbias[c] = A(sums.first[c]), dweight[c] = A(sums.second[c] * r);
+      shift[c] = mean[c], factor[c] = A(scale);
+      offset[c] = training ? A(scale * sums.first[c] * share) : 0;
+      slope[c] = training ? A(scale * r * r * sums.second[c] * share) : 0;
+    });
   }
-  // Of all channels, a vector of roots at a time: for 2048 channels one by one is a third of an evaluation of 8x2048x7x7.
-  void of_statistics(const NormShape& s, const A* mean, const A* var, const A* weight, const A* bias) const {
-    constexpr int64_t L = Vec<double>::size;
-    for (int64_t c0 = 0; c0 < C; c0 += L) {
-      const int64_t count = at_most(C - c0, L);
-      double r[L];
-      for (int64_t l = 0; l < L; l++) r[l] = l < count ? var[c0 + l] + s.eps : 1;
-      store(r, 1 / square_root(load(r)));
-      for (int64_t l = 0; l < count; l++) {
-        const int64_t c = c0 + l;
-        shift[c] = mean[c], factor[c] = A(weight ? weight[c] * r[l] : r[l]), offset[c] = bias ? bias[c] : 0;
-      }
+
+  void repeat() const {
+    for (A* of : {shift, factor, offset, slope}) {
+      for (int64_t p = C; p < P; p++) of[p] = of[p - C];
     }
-    for (int64_t p = C; p < P; p++) shift[p] = shift[p - C], factor[p] = factor[p - C], offset[p] = offset[p - C];
   }
 };
 

@@ -17,7 +17,7 @@ constexpr int B = 4;                    // rows summed at a time
 constexpr int64_t run = 32;             // rows whose sums are in acc_t<T>: sums of short sums round less
 constexpr int64_t part_values = 16384;  // least of a part
 constexpr int64_t most_parts = 256;
-constexpr int64_t serial_sums = 32768, serial_channels = 256;
+constexpr int64_t serial_sums = 32768;
 constexpr int64_t samples = 8;  // values of a channel, whose mean is the first guess at the channel's
 
 // Where a vector starts: offset `i` in the tensor, `p` in a row.
@@ -102,31 +102,24 @@ PYCONV_INLINE void sum_rows(const Rows<A>& rows, int64_t part, const Term& term,
   }
 }
 
-// Both sums of every channel, part after part: found(c, sums).
-template <class A, class Found>
-void for_channels(const Rows<A>& rows, const double* partial, const Found& found) {
-  const int64_t C = rows.C, P = rows.P, repeats = P / C * rows.parts;
-  parallel_for(C, divide_up(serial_sums, 2 * repeats), [&](int64_t begin, int64_t end) {
-    double* sums = static_cast<double*>(scratch(2, 2 * sizeof(double) * (end - begin)));
-    double* products = sums + (end - begin);
-    for (int64_t k = 0; k < 2 * (end - begin); k++) sums[k] = 0;
-    for (int64_t i = 0; i < repeats; i++) {
-      const double* row = partial + i / (P / C) * 2 * P + i % (P / C) * C;
-      for (int64_t c = begin; c < end; c++) sums[c - begin] += row[c];
-      for (int64_t c = begin; c < end; c++) products[c - begin] += row[P + c];
-    }
-    for (int64_t c = begin; c < end; c++) found(c, Sums{sums[c - begin], products[c - begin]});
-  });
-}
-
-// sum(part, (2,P) of working memory, (2,P) of results) of all parts.
+// Two sums of every channel: sum(part, (2,P) of working memory, (2,P) of results) of all parts, added in their order.
 template <class A, class Sum>
-double* sum_parts(const Rows<A>& rows, const Sum& sum) {
-  double* partial = static_cast<double*>(scratch(0, sizeof(double) * rows.parts * 2 * rows.P));
-  rows.for_parts(false, [&](int64_t part) {
-    sum(part, static_cast<A*>(scratch(2, sizeof(A) * 2 * rows.P)), partial + part * 2 * rows.P);
+Sums sum_channels(const Rows<A>& rows, const Sum& sum) {
+  const int64_t C = rows.C, P = rows.P, repeats = P / at_least(C, 1);
+  double* partial = static_cast<double*>(scratch(0, sizeof(double) * rows.parts * 2 * P));
+  rows.for_parts(
+      false, [&](int64_t part) { sum(part, static_cast<A*>(scratch(2, sizeof(A) * 2 * P)), partial + part * 2 * P); });
+  double* memory = static_cast<double*>(scratch(3, 2 * sizeof(double) * C));
+  const Sums sums = {memory, memory + C};
+  parallel_for(C, divide_up(serial_sums, at_least(2 * repeats * rows.parts, 1)), [&](int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c++) sums.first[c] = sums.second[c] = 0;
+    for (int64_t i = 0; i < rows.parts * repeats; i++) {
+      const double* row = partial + i / repeats * 2 * P + i % repeats * C;
+      for (int64_t c = c0; c < c1; c++) sums.first[c] += row[c];
+      for (int64_t c = c0; c < c1; c++) sums.second[c] += row[P + c];
+    }
   });
-  return partial;
+  return sums;
 }
 
 template <class T, class A>
@@ -164,7 +157,7 @@ void some_means(const Rows<A>& rows, const T* x, const Lines<A>& lines) {
     for (int64_t c = 0; c < rows.C; c++) lines.shift[c] += widen(pixel[c]);
   }
   for (int64_t c = 0; c < rows.C; c++) lines.shift[c] /= A(at_least(count, 1));
-  for (int64_t p = rows.C; p < rows.P; p++) lines.shift[p] = lines.shift[p - rows.C];
+  lines.repeat();
 }
 
 template <class T, class A>
@@ -174,26 +167,23 @@ void train(const NormShape& s, const T* x, const A* weight, const A* bias, const
   const Lines<A> lines(rows.C, rows.P);
   const double M = at_least(rows.M, 1);
   some_means(rows, x, lines);
-  Moments* found = static_cast<Moments*>(scratch(3, sizeof(Moments) * s.C));
   const auto find = [&] {
-    const double* partial = sum_parts(
+    const Sums found = sum_channels(
         rows, [&](int64_t part, A* working, double* out) { deviations(rows, part, x, lines.shift, working, out); });
-    for_channels(rows, partial, [&](int64_t c, const Sums& sums) { found[c] = Moments(lines.shift[c], sums, M); });
+    found.become_moments(0, s.C, lines.shift, M);
+    return found;
   };
-  find();
+  Sums found = find();
   bool far = false;
-  for (int64_t c = 0; c < s.C; c++) far = far || found[c].far(64);
+  for (int64_t c = 0; c < s.C; c++) far |= found.far(c, lines.shift[c], 64);
   if (far) {  // the other channels too: one loop serves all
-    for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(found[c].mean, 0, 0));
-    find();
+    for (int64_t c = 0; c < s.C; c++) lines.shift[c] = A(found.first[c]);
+    lines.repeat();
+    found = find();
   }
-  parallel_for(s.C, serial_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; c++) {
-      mean[c] = A(found[c].mean);
-      var[c] = A(found[c].var);
-      lines.of_statistics(s, c, found[c], weight, bias);
-    }
-  });
+  for (int64_t c = 0; c < s.C; c++) mean[c] = A(found.first[c]), var[c] = A(found.second[c]);
+  lines.of_statistics(s, 0, s.C, found.first, found.second, weight, bias);
+  lines.repeat();
   rows.for_parts(true, [&](int64_t part) { normalise(rows, part, x, lines, finish, y); });
 }
 
@@ -202,7 +192,8 @@ void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* 
           const Finish<T>& finish, T* y) {
   const Rows<A> rows(s);
   const Lines<A> lines(rows.C, rows.P);
-  lines.of_statistics(s, mean, var, weight, bias);
+  lines.of_statistics(s, 0, s.C, mean, var, weight, bias);
+  lines.repeat();
   rows.for_parts(false, [&](int64_t part) { normalise(rows, part, x, lines, finish, y); });
 }
 
@@ -245,17 +236,13 @@ void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* m
          T* dx, T* dresidual, A* dweight, A* dbias) {
   const Rows<A> rows(s);
   const Lines<A> lines(rows.C, rows.P);
-  const double M = at_least(rows.M, 1);
-  for (int64_t c = 0; c < s.C; c++) lines.set(c, Line<A>(mean[c], 0, 0));
-  const double* partial = sum_parts(rows, [&](int64_t part, A* working, double* out) {
+  for (int64_t c = 0; c < s.C; c++) lines.shift[c] = mean[c];
+  lines.repeat();
+  const Sums sums = sum_channels(rows, [&](int64_t part, A* working, double* out) {
     products<T, A, relu>(rows, part, up, x, lines.shift, working, out);
   });
-  for_channels(rows, partial, [&](int64_t c, const Sums& sums) {
-    const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
-    dbias[c] = A(sums.first);
-    dweight[c] = A(sums.second * r);
-    lines.set(c, s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0));
-  });
+  lines.of_gradient(s, 0, s.C, mean, var, weight, sums, dweight, dbias);
+  lines.repeat();
   rows.for_parts(true,
                  [&](int64_t part) { finish_bwd<T, A, relu>(rows, part, s.training, up, x, lines, dx, dresidual); });
 }

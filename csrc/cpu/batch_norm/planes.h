@@ -48,12 +48,13 @@ struct Block {
 
 // Two sums of every channel of a block: term(get, i, c, first, second) adds the vector that get() loads at offset i.
 template <class A, class Term>
-PYCONV_INLINE void sum_block(const NormShape& s, const Block& block, const Term& term, Sums* sums) {
+PYCONV_INLINE void sum_block(const NormShape& s, const Block& block, const Term& term, Sums sums) {
   constexpr int64_t L = Vec<A>::size;
   const int64_t C = s.C, size = s.plane(), channels = block.c1 - block.c0;
   const Last<A> last(size % L);
   vec<A>* short_sums = static_cast<vec<A>*>(scratch(2, 2 * sizeof(vec<A>) * channels));
-  for (int64_t k = 0; k < channels; k++) sums[k] = {0, 0}, short_sums[2 * k] = short_sums[2 * k + 1] = vec<A>{};
+  for (int64_t c = block.c0; c < block.c1; c++) sums.first[c] = sums.second[c] = 0;
+  for (int64_t k = 0; k < 2 * channels; k++) short_sums[k] = vec<A>{};
   int64_t pending = 0;
   for (int64_t n = block.n0; n < block.n1; n++) {
     int64_t i = (n * C + block.c0) * size;
@@ -76,7 +77,8 @@ PYCONV_INLINE void sum_block(const NormShape& s, const Block& block, const Term&
     pending += size;
     if (pending < run && n + 1 < block.n1) continue;
     for (int64_t k = 0; k < channels; k++) {
-      sums[k] += {sum_lanes<A>(short_sums[2 * k]), sum_lanes<A>(short_sums[2 * k + 1])};
+      sums.first[block.c0 + k] += sum_lanes<A>(short_sums[2 * k]);
+      sums.second[block.c0 + k] += sum_lanes<A>(short_sums[2 * k + 1]);
       short_sums[2 * k] = short_sums[2 * k + 1] = vec<A>{};
     }
     pending = 0;
@@ -123,33 +125,31 @@ struct Blocks {
     return {i * together, at_most((i + 1) * together, s.C), 0, s.N};
   }
 
-  // add(block, sums) of all blocks; then found(c, sums) of every channel, and then(i0, i1) for its runs of values, the
-  // last image first: what was read last is in cache.
+  // add(block, sums) of all blocks; then found(c0, c1, sums) of all channels, and then(i0, i1) for their runs of values,
+  // the last image first: what was read last is in cache.
   template <class Add, class Found, class Then>
   void run_all(const Add& add, const Found& found, const Then& then) const {
-    const int64_t grain = divide_up(serial_values, at_least(s.per_channel() * together / each, 1));
+    const int64_t C = s.C, grain = divide_up(serial_values, at_least(s.per_channel() * together / each, 1));
+    double* memory = static_cast<double*>(scratch(0, sizeof(double) * each * 2 * C));
+    const auto sums = [&](int64_t part) { return Sums{memory + part * 2 * C, memory + (part * 2 + 1) * C}; };
     const auto finish = [&](const Block& b) {
-      for (int64_t n = b.n1 - 1; n >= b.n0; n--) then((n * s.C + b.c0) * s.plane(), (n * s.C + b.c1) * s.plane());
+      for (int64_t n = b.n1 - 1; n >= b.n0; n--) then((n * C + b.c0) * s.plane(), (n * C + b.c1) * s.plane());
     };
     if (each == 1) {
       return parallel_for(count, grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
           const Block b = (*this)(i);
-          Sums* sums = static_cast<Sums*>(scratch(3, sizeof(Sums) * together));
-          add(b, sums);
-          for (int64_t c = b.c0; c < b.c1; c++) found(c, sums[c - b.c0]);
+          add(b, sums(0));
+          found(b.c0, b.c1, sums(0));
           finish(b);
         }
       });
     }
-    Sums* sums = static_cast<Sums*>(scratch(0, sizeof(Sums) * count));
     parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) add((*this)(i), sums + i);
+      for (int64_t i = begin; i < end; i++) add((*this)(i), sums(i % each));
     });
-    for (int64_t c = 0; c < s.C; c++) {
-      for (int64_t i = 1; i < each; i++) sums[c * each] += sums[c * each + i];
-      found(c, sums[c * each]);
-    }
+    for (int64_t k = 2 * C; k < each * 2 * C; k++) memory[k % (2 * C)] += memory[k];
+    found(0, C, sums(0));
     parallel_for(count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = end - 1; i >= begin; i--) finish((*this)(i));
     });
@@ -166,7 +166,7 @@ acc_t<T> some_mean(const NormShape& s, int64_t c, const T* x) {
 }
 
 template <class T, class A>
-PYCONV_NOINLINE void deviations(NormShape s, Block block, const T* x, Lines<A> lines, Sums* sums) {
+PYCONV_NOINLINE void deviations(NormShape s, Block block, const T* x, Lines<A> lines, Sums sums) {
   const auto term = [&](auto get, int64_t i, int64_t c, vec<A>& sum, vec<A>& squares) {
     const vec<A> shift = splat(lines.shift[c]), d = get(x + i, shift) - shift;
     sum += d;
@@ -198,21 +198,21 @@ void train(const NormShape& s, const T* x, const A* weight, const A* bias, const
   };
   if (blocks.each > 1) guess(0, s.C);
   blocks.run_all(
-      [&](const Block& b, Sums* sums) {
+      [&](const Block& b, Sums sums) {
         if (blocks.each == 1) guess(b.c0, b.c1);
         deviations(s, b, x, lines, sums);
       },
-      [&](int64_t c, const Sums& sums) {
-        Moments found(lines.shift[c], sums, M);
-        if (found.far(8)) {  // not 64: one channel is soon summed again
-          Sums nearer;
-          lines.shift[c] = A(found.mean);
-          deviations(s, {c, c + 1, 0, s.N}, x, lines, &nearer);
-          found = Moments(lines.shift[c], nearer, M);
+      [&](int64_t c0, int64_t c1, Sums sums) {
+        sums.become_moments(c0, c1, lines.shift, M);
+        for (int64_t c = c0; c < c1; c++) {
+          if (sums.far(c, lines.shift[c], 8)) {  // not 64: one channel is soon summed again
+            lines.shift[c] = A(sums.first[c]);
+            deviations(s, {c, c + 1, 0, s.N}, x, lines, sums);
+            sums.become_moments(c, c + 1, lines.shift, M);
+          }
+          mean[c] = A(sums.first[c]), var[c] = A(sums.second[c]);
         }
-        mean[c] = A(found.mean);
-        var[c] = A(found.var);
-        lines.of_statistics(s, c, found, weight, bias);
+        lines.of_statistics(s, c0, c1, sums.first, sums.second, weight, bias);
       },
       [&](int64_t i0, int64_t i1) { normalise(s, i0, i1, x, lines, finish, y); });
 }
@@ -221,14 +221,14 @@ template <class T, class A>
 void eval(const NormShape& s, const T* x, const A* mean, const A* var, const A* weight, const A* bias,
           const Finish<T>& finish, T* y) {
   const Lines<A> lines(s.C, s.C);
-  lines.of_statistics(s, mean, var, weight, bias);
+  lines.of_statistics(s, 0, s.C, mean, var, weight, bias);
   parallel_for(s.C * s.per_channel(), serial_values,
                [&](int64_t i0, int64_t i1) { normalise(s, i0, i1, x, lines, finish, y); });
 }
 
 // sum g and sum g * (x - shift).
 template <class T, class A, bool relu>
-PYCONV_NOINLINE void products(NormShape s, Block block, Upstream<T, relu> up, const T* x, const A* mean, Sums* sums) {
+PYCONV_NOINLINE void products(NormShape s, Block block, Upstream<T, relu> up, const T* x, const A* mean, Sums sums) {
   const auto term = [&](auto get, int64_t i, int64_t c, vec<A>& g_sum, vec<A>& g_d_sum) {
     const vec<A> g = up(get, i), shift = splat(mean[c]);
     g_sum += g;
@@ -256,16 +256,11 @@ PYCONV_NOINLINE void finish_bwd(NormShape s, int64_t i0, int64_t i1, Upstream<T,
 template <class T, class A, bool relu>
 void bwd(const NormShape& s, const Upstream<T, relu>& up, const T* x, const A* mean, const A* var, const A* weight,
          T* dx, T* dresidual, A* dweight, A* dbias) {
-  const double M = at_least(s.per_channel(), 1);
   const Lines<A> lines(s.C, s.C);
-  Blocks(s).run_all([&](const Block& b, Sums* sums) { products<T, A, relu>(s, b, up, x, mean, sums); },
-                    [&](int64_t c, const Sums& sums) {
-                      const double r = 1 / __builtin_sqrt(var[c] + s.eps), w = weight ? weight[c] : 1;
-                      dbias[c] = A(sums.first);
-                      dweight[c] = A(sums.second * r);
-                      lines.set(c, s.training ? Line<A>::of_gradient(mean[c], r, w, sums, M) : Line<A>(0, w * r, 0));
-                    },
-                    [&](int64_t i0, int64_t i1) { finish_bwd<T, A, relu>(s, i0, i1, up, x, lines, dx, dresidual); });
+  Blocks(s).run_all(
+      [&](const Block& b, Sums sums) { products<T, A, relu>(s, b, up, x, mean, sums); },
+      [&](int64_t c0, int64_t c1, Sums sums) { lines.of_gradient(s, c0, c1, mean, var, weight, sums, dweight, dbias); },
+      [&](int64_t i0, int64_t i1) { finish_bwd<T, A, relu>(s, i0, i1, up, x, lines, dx, dresidual); });
 }
 
 }  // namespace
