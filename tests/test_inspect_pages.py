@@ -207,6 +207,25 @@ def test_clicks_in_a_browser_reach_every_kind_of_layer(networks, tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
+def test_pages_work_inside_another(networks, tmp_path):
+    image = data.load("mnist").test.images[3]
+    parts = [
+        inspect.explorer(networks["lenet"].eval(), image, tmp_path / "out.html"),
+        inspect.animate_pool(torch.arange(16.0).view(4, 4), 2),
+    ]
+    both = tmp_path / "both.html"
+    both.write_text(
+        f'<meta charset="utf-8"><body>{"".join(part._repr_html_() for part in parts)}</body>'
+    )
+    script = """
+  document.querySelectorAll("iframe").forEach((frame) =>
+    report.push(frame.contentDocument.querySelector("#result").textContent));"""
+    explored, pooled = in_browser(both, script, tmp_path)
+    assert re.match(r"output \(0, 14, 14\) = .* ✓ as computed$", explored)
+    assert pooled == "output (0, 0, 0) = max 5 = 5 ✓ as computed"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
 def test_an_animation_in_a_browser_says_what_python_says(tmp_path):
     script = "for (let i = 0; i < steps; i++) { show(i); note(); }"
     x = torch.randint(-3, 4, (4, 5, 6)).float()

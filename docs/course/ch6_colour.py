@@ -110,10 +110,20 @@ middle = photograph[0, 50:59, 60:69].mean()
 assert torch.isclose(red_blurred[0, 54, 64], middle, atol=1e-5)
 
 # %%
-# Such filters have the colour of the channel they see; grey is zero. The red one is a small number everywhere, those
-# of green and blue are a one in the middle.
+# Or a kernel that finds edges, turned another way for each channel: from above in red, from the left in green, from
+# the corner in blue. Filters of colours are drawn in the colour of the channel that they see, and in its opposite where
+# they are below zero, which is grey.
 
+edges = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]])  # Sobel
+corner = torch.tensor([[-2.0, -1, 0], [-1, 0, 1], [0, 1, 2]])
+layer = nn.Conv2d(3, 3, 3, groups=3, bias=False)
+layer.weight.data.copy_(torch.stack([edges, edges.T, corner])[:, None])
 inspect.show_filters(layer, 0)
+plt.show()
+
+# %%
+
+inspect.show_feature_maps(layer, photograph, 0)
 plt.show()
 
 # %%
@@ -122,7 +132,6 @@ plt.show()
 # A 1 x 1 kernel makes grey of the three, as the eye weighs them; a 3 x 3 kernel over all three finds edges in that.
 
 grey = torch.tensor([0.299, 0.587, 0.114])
-edges = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]])  # Sobel
 by_two = ops.conv2d(ops.conv2d(photograph[None], grey.view(1, 3, 1, 1)), edges[None, None])
 kernel = grey.view(1, 3, 1, 1) * edges  # (1, 3, 3, 3): one layer does both
 by_one = ops.conv2d(photograph[None], kernel)

@@ -155,9 +155,8 @@ class ActivationStats:
         absolute = samples.abs()
         near = (absolute < self.near).sum(1) / values
         places = absolute.mul_(self.bins / self.limit).nan_to_num_(nan=math.inf)
-        places = places.clamp_(
-            max=self.bins - 1
-        ).int()  # all beyond, and what is no number: the last
+        # The last bin has all beyond it, and what is no number.
+        places = places.clamp_(max=self.bins - 1).int()
         places += self.bins * torch.arange(steps, device=places.device, dtype=torch.int32)[:, None]
         counts = places.flatten().bincount(minlength=steps * self.bins).view(steps, self.bins)
         moments = torch.stack([mean, std, near.to(mean.dtype)], 1)

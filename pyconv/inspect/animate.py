@@ -94,9 +94,8 @@ class Animation(Shown):
         for axis, at in enumerate((oh, ow)):
             size, pad = o["x"].shape[1 + axis], o["padding"][axis]
             first = at * o["stride"][axis] - pad
-            last = min(
-                first + o["kernel"][axis], size + pad
-            )  # beyond, in ceil_mode, nothing counts
+            # A window of ceil_mode may go beyond the padding, where nothing counts.
+            last = min(first + o["kernel"][axis], size + pad)
             if not o["count_include_pad"]:
                 first, last = max(first, 0), min(last, size)
             sides.append(last - first)

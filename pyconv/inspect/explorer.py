@@ -99,9 +99,8 @@ class _Collected:
     def __init__(self) -> None:
         self.tensors: list[Any] = []
         self.bytes = 0
-        self._known: dict[
-            int, tuple[Any, int]
-        ] = {}  # the object is kept, so that its id stays its own
+        # By id, the object kept beside its number, so that the id stays its own.
+        self._known: dict[int, tuple[Any, int]] = {}
 
     def put(self, values: Tensor) -> int:
         """The number of a tensor (C, H, W), (F,) or of parameters."""

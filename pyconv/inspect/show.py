@@ -57,8 +57,8 @@ def show_filters(model: Module, layer: str | int, most: int = 64, columns: int =
     """Draws the filters of a convolution, one picture for each pair of output and input channel.
 
     Filters of three input channels are taken for filters of colours: with no groups each is one
-    picture, in which zero is grey; with three groups each is drawn in the colour of the channel it sees,
-    grey where it is zero, brighter above and darker below. `images` of what it returns are the weights
+    picture, in which zero is grey; with three groups each is drawn in the colour of the channel it sees
+    where it is above zero, and in the opposite colour below. `images` of what it returns are the weights
     (count, KH, KW), of filters in colour their mean over the channels.
 
     Args:

@@ -39,9 +39,7 @@ class Row:
     output: tuple[int, ...]
     parameters: int  # of its own; 0 where the layer was called before
     multiply_adds: int
-    kernel: (
-        str  # of the forward pass; "torch" for torch's own, "" where pyconv has none to choose from
-    )
+    kernel: str  # of the forward pass; "torch" for torch's own, "" for layers that pyconv has not
     seconds: float
     bound: float  # no kernel is faster: the roofline
     moved: int  # input, parameters and output, each once

@@ -45,7 +45,8 @@ for (const layer of [input, ...layers]) {
 function go(next) {
   state = next;
   const hash = `#${state.layer},${state.c},${state.h},${state.w}`;
-  if (location.hash !== hash) history.replaceState(null, "", hash);
+  // A page inside another, about:srcdoc, has no address of its own to change.
+  if (location.protocol !== "about:" && location.hash !== hash) history.replaceState(null, "", hash);
   show();
 }
 
