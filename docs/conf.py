@@ -9,14 +9,16 @@ copyright = "The pyconv authors"
 release = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 
 extensions = [
+    "matplotlib.sphinxext.mathmpl",  # formulas as pictures: MathJax would need a network
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["course"]  # the gallery writes its pages to _course
 html_theme = "furo"
+html_static_path = ["wide.css"]
+html_css_files = ["wide.css"]
 html_show_sourcelink = False
 autodoc_member_order = "bysource"
 default_role = "code"  # docstrings say `name`
@@ -35,11 +37,15 @@ sphinx_gallery_conf = {
 
 
 def examples_are_code(app, what, name, obj, options, lines):
-    """The indented examples of module docstrings, which have no double colon before them."""
-    starts = [
-        i for i in range(1, len(lines)) if lines[i].startswith("    ") and not lines[i - 1].strip()
-    ]
-    for start in reversed(starts if what == "module" else []):
+    """Indented lines after a sentence are code, though docstrings have no double colon before them."""
+    text = ""  # the last line that is not empty
+    starts = []
+    for i, line in enumerate(lines):
+        after_sentence = text and not text.startswith((" ", ":", "..", ">>>"))
+        if line.startswith("    ") and after_sentence and not lines[i - 1].strip():
+            starts.append(i)
+        text = line or text
+    for start in reversed(starts):
         lines[start:start] = ["::", ""]
 
 

@@ -59,7 +59,10 @@ with tempfile.TemporaryDirectory() as folder:
 # With n pixels, a kernel of k, padding p, stride s and dilation d (a kernel of dilation d reads every d-th pixel, and
 # so reaches over d * (k - 1) + 1 of them), there are
 #
-# .. math:: \left\lfloor \frac{n + 2 p - d (k - 1) - 1}{s} \right\rfloor + 1
+# .. mathmpl::
+#    :fontsize: 13
+#
+#    \left\lfloor \frac{n + 2 p - d (k - 1) - 1}{s} \right\rfloor + 1
 #
 # outputs. Here is the formula beside the kernels, for many sizes.
 

@@ -138,7 +138,7 @@ assert passes == {32: 32, 33: 1}
 # %%
 # Registers
 # ---------
-# Shared memory has a price, too: the tiled kernel reads two numbers for each multiply-add still, only nearer.
+# Shared memory has a price, too: the tiled kernel still reads two numbers for each multiply-add, one of them there.
 # The way out is that of chapter 7. Take convolution as a matrix product, and let each thread have 8 x 8 sums in its
 # registers: of 16 numbers read it makes 64 products. That is ``implicit_gemm`` of ``csrc/cuda/conv2d``, here inside
 # ``pyconv.cuda_emulator``, in which operators on CPU tensors run the CUDA kernels:
@@ -201,8 +201,8 @@ print(report)
 
 # %%
 # It is right, and asks global memory for everything. ``tensor_cores`` of pyconv has the rest as well: asynchronous
-# copies into shared memory, three steps ahead of the products; chunks of 16 bytes in an order in which no bank is met
-# twice; 64 x 128 sums a block. All of it is in one file, written in the words of ``csrc/cuda/vocabulary.h``.
+# copies, of which two steps are under way while a third is multiplied; chunks of 16 bytes in an order in which no bank
+# is met twice; 64 x 128 sums a block. All of it is written in the words of ``csrc/cuda/vocabulary.h``.
 
 with pyconv.cuda_emulator(check=True) as report:
     y = ops.conv2d(

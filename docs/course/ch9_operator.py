@@ -23,7 +23,10 @@ from pyconv._timing import alternate
 # ------------
 # With a window of K x K and a stride S, and no padding:
 #
-# .. math:: y_{n,c,oh,ow} = \sum_{kh,kw} x_{n,c,\; oh \cdot S + kh,\; ow \cdot S + kw}
+# .. mathmpl::
+#    :fontsize: 13
+#
+#    y_{n,c,oh,ow} = \sum_{kh,kw} x_{n,c,\; oh \cdot S + kh,\; ow \cdot S + kw}
 #
 # First in plain PyTorch, to be read and to be judged by. In pyconv this is a file of ``pyconv/reference``.
 
