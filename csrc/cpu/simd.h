@@ -205,12 +205,17 @@ PYCONV_INLINE Pair<T> interleave(vec<T> a, vec<T> b) {
   return {shuffle<T>(a, b, order.first), shuffle<T>(a, b, order.second)};
 }
 
-// The lanes of four vectors in turn: the first of each, the second of each, ...
-template <class T>
-PYCONV_INLINE void interleave(vec<T> (&r)[4]) {
-  const Pair<T> even = interleave<T>(r[0], r[2]), odd = interleave<T>(r[1], r[3]);
-  const Pair<T> low = interleave<T>(even.first, odd.first), high = interleave<T>(even.second, odd.second);
-  r[0] = low.first, r[1] = low.second, r[2] = high.first, r[3] = high.second;
+// The lanes of W vectors in turn: the first of each, the second of each, ...
+template <class T, int W>
+PYCONV_INLINE void interleave(vec<T> (&r)[W]) {
+  _Pragma("GCC unroll 3") for (int round = 1; round < W; round *= 2) {
+    vec<T> next[W];
+    _Pragma("GCC unroll 4") for (int i = 0; i < W / 2; i++) {
+      const Pair<T> pair = interleave<T>(r[i], r[i + W / 2]);
+      next[2 * i] = pair.first, next[2 * i + 1] = pair.second;
+    }
+    _Pragma("GCC unroll 8") for (int i = 0; i < W; i++) r[i] = next[i];
+  }
 }
 
 // Values 0, step, 2 * step, ... of the `left` at p, widened, for a step of 2 or 4; lanes beyond are zero.

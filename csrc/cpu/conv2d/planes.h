@@ -212,7 +212,7 @@ PYCONV_NOINLINE void unpack_rows(const A* flat, int64_t apart, int64_t pitch, A 
       for (int64_t i = 0; i < count; i += 4 * L) {
         vec<A> all[4];
         _Pragma("GCC unroll 4") for (int p = 0; p < 4; p++) all[p] = load(flat + p * apart + i / 4) + b;
-        interleave<A>(all);
+        interleave<A, 4>(all);
         _Pragma("GCC unroll 4") for (int p = 0; p < 4; p++) {
           if (i + p * L < count) finish.store_up_to(to + i + p * L, all[p], count - i - p * L);
         }

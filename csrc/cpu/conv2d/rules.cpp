@@ -128,16 +128,18 @@ std::string direct_channels_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   // stride 2 and twice as many filters fwd 0.8 to 0.9, bwd_input 0.95 to 1.0 (16 of 32 1.13), bwd_weight 1.03 to 1.2;
   // bwd_weight of windows that do not overlap 0.8 to 0.9, of 16 and 81 pixels 0.8 to 1. Filters that leave lanes idle lose
   // to direct_planes: LeNet c1, 6 of them, 0.3 to 0.5; simple_cnn c1, 8, 0.5 to 0.7.
-  // NCHW, with its copies: 2x2 to 7x7 outputs of up to 32 channels 1.0 to 1.1; of 64 channels 0.8, 14x14 0.9; LeNet c3,
-  // 10x10, 0.9 of direct_planes.
+  // NCHW, with its copies, forward over what runs else: 2x2 to 7x7 outputs of up to 32 channels 1.0 to 1.3; of 64 channels
+  // 0.8; 16 filters to 10x10 (LeNet c3) 1.1, to 14x14 0.86; 32 and 64 filters to 14x14 1.05, to 16x16 1.07, to 20x20 (DQN)
+  // 1.15, to 21x21 1.0; of 1 to 4 channels, 25 to 100 terms, 0.8 to 0.9.
   if (s.KH * s.KW == 1) return "is no faster than implicit_gemm for a 1x1 kernel";
   // In pairs implicit_gemm takes 0.5 to 0.95 of the time wherever this or direct_planes would have been chosen.
   if (in_pairs(s)) return "is slower than implicit_gemm, which multiplies bfloat16 in pairs";
   if (M < 12) return "pays from 12 channels on that could fill vectors, got " + std::to_string(M);
   if (C > 64) return "pays up to 64 channels to sum over, got " + std::to_string(C);
-  if (nchw && !gradient && !weight && (C >= 64 || pixels >= 100)) {
-    return "pays forward in NCHW below 64 channels to sum over and 100 pixels an image, got " + std::to_string(C) +
-           " and " + std::to_string(pixels);
+  const int64_t most = M >= 32 && C * s.KH * s.KW >= 128 ? 400 : 100;
+  if (nchw && !gradient && !weight && (C >= 64 || pixels > most)) {
+    return "pays forward in NCHW below 64 channels to sum over and up to " + std::to_string(most) +
+           " pixels an image, got " + std::to_string(C) + " and " + std::to_string(pixels);
   }
   if (nchw && pixels > 512) return "pays in NCHW up to 512 pixels an image, got " + std::to_string(pixels);
   if (nchw) return "";
