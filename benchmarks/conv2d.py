@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cuda: beside cuDNN and its switches",
     )
+    a("--tf32", action="store_true", help="on cuda: float32 on the tensor cores, ours and cuDNN's")
     run.add_arguments(parser, seconds=0.2)
     parser.set_defaults(run=main)
 
@@ -115,12 +117,18 @@ def main(args: argparse.Namespace) -> int:
         sys.stderr.write("conv2d: --cold keeps many copies of a layer, too many for --peers\n")
         return 2
     players = ["pyconv", "torch", *([PACKED, *run.present(args.peers)] if args.peers else [])]
+    if args.tf32 and (args.device, args.dtype) != ("cuda", "float32"):
+        sys.stderr.write("conv2d: --tf32 is of float32 on --device cuda\n")
+        return 2
     if args.device == "cuda":
         if why := cudnn.missing() or ("" if AUTOGRAD not in passes(args) else "no pass autograd"):
             sys.stderr.write(f"conv2d: --device cuda: {why}\n")
             return 2
         float32 = args.dtype == "float32"  # TF32 stands in for no other type
         players = ["pyconv", *(v for v in cudnn.VARIANTS if float32 or "tf32" not in v)]
+        if args.tf32:
+            players = ["pyconv", *(v for v in cudnn.VARIANTS if "tf32" in v)]
+            os.environ["PYCONV_ALLOW_TF32"] = "1"  # of the timed processes
     elif args.dtype in ("bfloat16", "float16"):
         players.append(FLOAT32)
     return run.run(args, file_name(args), players, tasks(args))
@@ -132,6 +140,7 @@ def file_name(args: argparse.Namespace) -> str:
     parts += [f"mb{args.batch}"] if args.batch else []
     parts += ["cold"] if args.cold else []
     parts += ["cuda"] if args.device == "cuda" else []
+    parts += ["tf32"] if args.tf32 else []
     parts += ["peers"] if args.peers else []
     parts += args.passes.split(",") if args.passes and not args.peers else []
     parts += (

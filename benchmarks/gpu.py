@@ -44,11 +44,18 @@ def steps(architecture: str, sanitizer: str | None) -> list[tuple[str, list[str]
     ]
     for tool in TOOLS if sanitizer else ():
         run = [str(sanitizer), "--tool", tool, "--error-exitcode", "1", *python, "pytest", "-q"]
-        sampled = ["-p", "no:xdist", "tests/test_opinfo.py", "-k", "cuda-", "--timeout", "0"]
-        found.append((f"compute-sanitizer {tool}", [*run, *sampled], {}))
+        files = [
+            "tests/test_cuda_table.py",
+            "tests/test_opinfo.py",
+        ]  # every kernel, and torch's samples
+        sampled = ["-p", "no:xdist", *files, "-k", "cuda-", "--timeout", "0"]
+        # Each tensor an allocation of its own, or a step beyond one lands in another unseen.
+        apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        found.append((f"compute-sanitizer {tool}", [*run, *sampled], apart))
     timed = [*python, "benchmarks", "conv2d", "--device", "cuda", "--malloc", "default"]
     for dtype in DTYPES:
         found.append((f"times, {dtype}", [*timed, "--dtype", dtype, "--output", RESULTS], {}))
+    found.append(("times, TF32", [*timed, "--tf32", "--output", RESULTS], {}))
     report = [*python, "benchmarks", "report", "--results", RESULTS, "--document", "docs/gpu.md"]
     return [*found, ("report", report, {})]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import pyconv
-from pyconv import ops
+from pyconv import _native, ops
 from pyconv._conv_string import Conv2dCase, conv2d
 from pyconv._explain import candidate_call, explain_case, operands, torch_call
 
@@ -79,7 +79,7 @@ def _layer(player: str, task: Task) -> Subject:
     subject = Subject(call, *found, LARGEST_ERROR[dtype], about)
     if gpu:
         subject.timer = cudnn.seconds
-        if "tf32" in player:
+        if "tf32" in player or (player == "pyconv" and _native.lib and _native.lib.allow_tf32()):
             subject.allowed = cudnn.LARGEST_TF32_ERROR
     return subject
 

@@ -210,7 +210,8 @@ def gpu(runs: Sequence[Record]) -> str:
     lines = []
     for run in runs:
         for over in summary.others(run["rows"]):
-            cells = [run["arguments"]["dtype"], over]
+            tf32 = run["arguments"].get("tf32") == "True"
+            cells = ["TF32" if tf32 else run["arguments"]["dtype"], over]
             for layout in LAYOUTS:
                 rows = [r for r in run["rows"] if r["layout"] == layout]
                 c = summary.compare(rows, over)

@@ -57,14 +57,17 @@ def test_the_steps_build_for_the_gpu_and_end_with_the_report():
         "tests",
         *(f"compute-sanitizer {t}" for t in gpu.TOOLS),
         *(f"times, {d}" for d in gpu.DTYPES),
+        "times, TF32",
         "report",
     ]
+    for what, _, environment in steps:
+        assert ("sanitizer" in what) == ("PYTORCH_NO_CUDA_MEMORY_CACHING" in environment)
     assert not any("sanitizer" in what for what, *_ in gpu.steps("90", None))
     commands = command.parser()
     for _, words, _ in steps:
         if "benchmarks" in words:
             commands.parse_args(words[words.index("benchmarks") + 1 :])
-    for name in ("tests/test_opinfo.py", "setup.py"):
+    for name in ("tests/test_opinfo.py", "tests/test_cuda_table.py", "setup.py"):
         assert (ROOT / name).exists()
 
 
@@ -81,6 +84,20 @@ def test_what_is_timed_is_right(player, direction, monkeypatch):
     assert subject.right
     assert subject.timer is cudnn.seconds
     assert subject.allowed == (cudnn.LARGEST_TF32_ERROR if "tf32" in player else 1e-4)
+
+
+@kernels
+def test_tf32_is_judged_as_such(monkeypatch, capsys):
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda t: t)
+    monkeypatch.setattr(pyconv.backends.cuda, "allow_tf32", True)
+    task = {"kind": "layer", "case": "mb1ic16ih9oc8kh3ph1", "dtype": "float32", "layout": "NHWC"}
+    with pyconv.cuda_emulator():
+        subject = players.prepare("pyconv", {**task, "pass": "fwd", "device": "cuda"})
+    assert subject.right
+    assert subject.error > 1e-4
+    assert subject.allowed == cudnn.LARGEST_TF32_ERROR
+    assert command.main(["conv2d", "--tf32", "--dtype", "bfloat16", "--device", "cuda"]) == 2
+    assert "--tf32 is of float32 on --device cuda" in capsys.readouterr().err
 
 
 def test_the_table_takes_the_place_of_the_sentence():
