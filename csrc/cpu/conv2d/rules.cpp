@@ -34,6 +34,19 @@ std::string winograd_strided_why_not(const Conv2dShape& s) {
 // Zen 5, bfloat16, layers of benchmarks/conv2d.txt and some of 3 to 64 channels.
 bool in_pairs(const Conv2dShape& s) { return s.dtype == DType::bf16 && isa() == Isa::avx512_bf16; }
 
+// Where vectors of neighbouring pixels beat the transpose of NCHW planes to vectors of channels: microseconds of channels
+// over those of planes, 64 channels, one thread of Zen 5 with AVX-512, forward / input gradient. Square windows, float32:
+// 3x3 17 wide 0.96 / 0.82, 22 1.10 / 0.96, 24 1.20 / 1.04, 28 1.35 / 1.2, 33 1.08 / 1.03, 40 1.17 / 1.11, 56 1.46 / 1.42, 64
+// 1.9 / 1.9, 112 1.7 / 1.6; to 56 and 28 pixels with stride 2 1.4 and 1.1, input gradient 1.1 and 0.9; 5x5 whole vectors of
+// 32 1.48 / 1.38, 40 0.78 / 0.76, 56 1.03 / 1.00, 7x7 32 1.38 / 1.29, 56 1.01 / 0.98. float64 3x3 28 wide 1.20 / 1.14, 56 1.5
+// / 1.4; bfloat16 28 wide 0.91 / 0.82. Weight gradients 0.6 to 1.2. With AVX2 the same but for stride 2, 0.86.
+bool planes_pay(const Conv2dShape& s, Pass pass) {
+  if (pass == Pass::bwd_weight || size_of(s.dtype) < 4 || s.DH != 1 || s.DW != 1) return false;
+  if (s.KH != s.KW || s.KW < 3 || s.KW > 7 || s.SH != s.SW) return false;
+  if (s.KW > 3) return s.SW == 1 && s.OW >= 32 && s.OW % 16 == 0;
+  return s.SW == 1 ? s.OW >= 24 : s.SW == 2 && pass == Pass::fwd && s.OW >= 28;
+}
+
 }  // namespace
 
 std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
@@ -88,19 +101,20 @@ std::string winograd_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   return "";
 }
 
-std::string depthwise_channels_why_not(const Conv2dShape& s, Pass, Ask ask) {
+std::string depthwise_channels_why_not(const Conv2dShape& s, Pass pass, Ask ask) {
   if (s.ic_per_group() != 1 || s.oc_per_group() != 1) {
     return "needs one input and one output channel per group, got " + std::to_string(s.ic_per_group()) + " and " +
            std::to_string(s.oc_per_group());
   }
   if (ask == Ask::able || s.layout == Layout::nhwc) return "";
-  // In NCHW against depthwise_planes, one thread: 14x14 1.5 to 2 times faster, 7x7 2 to 3, 56x56 with 64 to 240 channels
-  // 1 to 3, 112x112 with 32 to 96 channels 1.5 to 3; but 24 channels, of whose 32 lanes a quarter idle, 0.7 to 1, and
-  // 224x224 0.6 to 1.2.
+  // In NCHW against depthwise_planes, one thread: 14x14 1.1 to 1.4 times faster, 7x7 2 to 3; but 24 channels, of whose 32
+  // lanes a quarter idle, 0.7 to 1, and 224x224 0.6 to 1.2.
   if (s.IH * s.IW > 128 * 128) return "pays in NCHW up to 128x128 pixels, got " + std::to_string(s.IH * s.IW);
   if ((s.IC + 15) / 16 * 64 > s.IC * 5) {
     return "pays in NCHW where channels fill 4/5 of their vectors, got " + std::to_string(s.IC);
   }
+  if (planes_pay(s, pass))
+    return "loses in NCHW to depthwise_planes where a row fills its vectors, got " + std::to_string(s.OW);
   return "";
 }
 
