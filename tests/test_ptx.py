@@ -19,7 +19,7 @@ import pyconv
 from pyconv import _native
 from pyconv._emulator import build
 from tests import cuda_table, mutants, ptx, ptx_instructions, test_mutants
-from tests.mutants import PTX_MUTANTS
+from tests.mutants import CORES, DEPTHWISE, DIRECT, GEMM, PTX_MUTANTS
 from tests.sass import tool
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +138,12 @@ def test_every_kernel_computes_what_it_should(machine, row):
         ):  # g++ and nvcc agree on every product, and on the order of every sum
             emulated = call()
         assert all(map(torch.equal, mine, emulated))
+
+
+@pytest.mark.parametrize("file", [GEMM, CORES, DIRECT, DEPTHWISE])
+def test_tails_strides_groups_and_splits(machine, file):
+    for call, right in test_mutants.work(file):
+        assert all(map(test_mutants.is_right, machine.run(call), right))
 
 
 @with_nvcc
