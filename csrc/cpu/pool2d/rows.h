@@ -1,22 +1,30 @@
 // pool2d / rows.
-// Computes  maxima with where they stand, means, and both gradients, of plain windows. Separably: a row of x is reduced over
-//           KW once, and the KH row results of a window are then combined: KH + KW steps a window, not KH*KW. Columns
-//           first, then rows, keeps reference.cpp's choice among equals; a mean adds in another order than it
+// Computes  maxima with where they stand, means, and both gradients, of plain windows. Maxima alone and means separably, the
+//           rows of a window first, then its columns: KH + KW steps a window and not KH*KW, and means add in another order
+//           than reference.cpp. Where maxima stand takes the taps in row-major order, which decides among equals
 // Shapes    x (N,C,IH,IW), y and where (N,C,OH,OW): NCHW, lanes are columns of y.
 //           A padded row is split by column modulo SW into phases (SW, length): column p lies at phases[p % SW][p / SW],
 //           so that tap kw meets ow at phases[kw*DW % SW][ow + kw*DW / SW], contiguous in ow for every stride
-// Tiling    thread: planes in ascending order; one split row and a ring of row results, all in L1 for common widths
-// Cost      forward, per row of x: one copy and KW vector steps per L outputs; per row of y: KH more
+// Tiling    thread: planes in ascending order; in L1: the split rows of a band of rows of y, or a band of rows of dy
+// Cost      forward, per row of y: KH vector steps per L columns of x, one copy, KW steps per L outputs
 // Limits    NCHW, planes below 2^31 pixels, no adaptive windows (max's backward from indices, a scatter, takes any)
 // Source    reference.cpp; separable windows as in van Herk, Pattern Recognition Letters 13(7), 1992
 
 namespace pool2d_rows {
 namespace {
 
-#include "cpu/pool2d/phases.h"
 #include "cpu/pool2d/where.h"
 
+#include "cpu/pool2d/phases.h"
+
 constexpr int64_t serial_pixels = 16384;  // pixels below which one thread is enough
+
+// Rows of pooled planes at a time: what is written is read at another alignment only once the stores are done, and before it
+// has left L1. 224 columns: positions of 2x2 windows take 1.25 times as long in bands of 8 as in bands of 4 (Zen 5).
+int64_t band_of(const Pool2dShape& s) {
+  const int64_t bytes = s.h.stride * s.w.in * 4;
+  return bytes * 8 <= 8192 ? 8 : at_least(8192 / bytes, 1);
+}
 
 // planes(begin, end) of the N*C planes.
 template <class Planes>
@@ -24,283 +32,179 @@ void for_planes(const Pool2dShape& s, const Planes& planes) {
   parallel_for(s.N * s.C, divide_up(serial_pixels, s.h.in * s.w.in), planes);
 }
 
-// What the forward passes share: the split row, where its taps lie, and the ring of rows of x already reduced.
-template <class T>
-struct Windows {
+#include "cpu/pool2d/rows_bwd.h"
+
+// finish(oh, ow, v) are the outputs of L windows whose pixels Op made v of.
+template <class Op, class T, class Finish>
+PYCONV_INLINE void forward(const Pool2dShape& s, const T* x, T* y, int64_t begin, int64_t end, const Finish& finish) {
   using A = acc_t<T>;
-  const PoolAxis h, w;
-  const int64_t width, ring;  // a row result is `width` wide; the rows of one window fit the ring
-  int64_t* const table;       // the four tables below
-  const Phases<A> row;
-  int64_t* const tap;    // (KW,) where each tap lies in phases
-  int64_t* const holds;  // (ring,) the row of x in each slot
-  int64_t* const place;  // (KH,) where the rows of the present window lie in reduced
-  A* const phases;       // (SW, row.length), of one row of x
-  A* const reduced;      // (ring, width)
-
-  Windows(const Pool2dShape& s, A padding_value)
-      : h(s.h),
-        w(s.w),
-        width(round_up(w.out, Vec<A>::size)),
-        ring((h.kernel - 1) * h.dilation + 1),
-        table(array<int64_t>(3, w.stride + w.kernel + ring + h.kernel)),
-        row(w, at_least(width + (w.kernel - 1) * w.dilation / w.stride, (w.padding + w.in - 1) / w.stride + 1), table),
-        tap(table + w.stride),
-        holds(tap + w.kernel),
-        place(holds + ring),
-        phases(array<A>(0, w.stride * row.length + 2 * Vec<A>::size)),
-        reduced(array<A>(1, ring * width)) {
-    for (int64_t i = 0; i < w.stride * row.length; i++) phases[i] = padding_value;
-    for (int64_t kw = 0; kw < w.kernel; kw++) tap[kw] = row.at(kw * w.dilation);
-  }
-
-  void new_plane() const {
-    for (int64_t slot = 0; slot < ring; slot++) holds[slot] = -1;
-  }
-
-  // The number of rows in the window of oh, all of them in the ring: a new one is split, then reduced into its slot.
-  template <class Reduce>
-  int64_t bring(const T* x, int64_t oh, const Reduce& reduce) const {
-    int64_t rows = 0;
-    for (int64_t ih = h.start(oh); ih < h.stop(oh); ih += h.dilation, rows++) {
-      const int64_t slot = ih % ring;
-      place[rows] = slot * width;
-      if (holds[slot] == ih) continue;
-      row.split(x + ih * w.in, phases);
-      reduce(place[rows]);
-      holds[slot] = ih;
+  const int64_t band = band_of(s);
+  const bool far = is_far(s);
+  const Phases<A> split(s.w, Op::template none<A>, band);
+  const T** row = array<const T*>(3, s.h.kernel + s.w.kernel);
+  const A** tap = reinterpret_cast<const A**>(row + s.h.kernel);
+  for (int64_t plane = begin; plane < end; plane++) {
+    const T* from = x + plane * s.h.in * s.w.in;
+    for (int64_t oh0 = 0; oh0 < s.h.out; oh0 += band) {
+      const int64_t oh1 = at_most(oh0 + band, s.h.out);
+      for (int64_t oh = oh0; oh < oh1; oh++) {
+        int64_t rows = 0;
+        for (int64_t ih = s.h.start(oh); ih < s.h.stop(oh); ih += s.h.dilation) row[rows++] = from + ih * s.w.in;
+        if (far) prefetch<0>(row[0], s.h.stride * s.w.in);
+        split.template write<Op>(row, rows, split.row(oh - oh0));
+      }
+      for (int64_t oh = oh0; oh < oh1; oh++) {
+        T* to = y + (plane * s.h.out + oh) * s.w.out;
+        for (int64_t kw = 0; kw < s.w.kernel; kw++) tap[kw] = split.row(oh - oh0) + split.tap[kw];
+        fold<Op, 1>(tap, s.w.kernel, s.w.out,
+                    [&](int64_t ow, const vec<A>* v, int64_t count)
+                        __attribute__((always_inline)) { store_up_to(to + ow, finish(oh, ow, v[0]), count); });
+      }
     }
-    return rows;
   }
-};
+}
 
-// Where a row's maximum stands: as a column of x, or as a tap of its window.
+// Where maxima stand, too: taps in row-major order, among equals the first. What a window begins with is its first pixel.
 template <Keep keep, class T>
-void max_fwd(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where) {
+void max_where(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
-  const lane<A> step = keep == taps ? 1 : lane<A>(s.w.dilation);
-  for_planes(s, [&](int64_t begin, int64_t end) {
-    const Windows<T> f(s, -A(__builtin_inff()));
-    lane<A>* columns = array<lane<A>>(2, (f.ring + 2) * f.width);  // (ring, width)
-    lane<A>* origin = columns + f.ring * f.width;                  // (width,) of tap 0
-    lane<A>* first = origin + f.width;                             // (width,) of each window's first pixel
-    for (int64_t ow = 0; ow < f.width; ow++) {
-      const int64_t at = ow * s.w.stride - s.w.padding;
-      origin[ow] = keep == taps ? 0 : lane<A>(at);
-      first[ow] = lane<A>(keep == taps ? (s.w.start(ow) - at) / s.w.dilation : s.w.start(ow));
+  const int64_t band = band_of(s), width = round_up(s.w.out, L);
+  const int64_t most_rows = (band - 1) * s.h.stride + (s.h.kernel - 1) * s.h.dilation + 1;
+  const lanes<A> kw_step = lanes<A>{} + (keep == taps ? 1 : lane<A>(s.w.dilation));
+  const lanes<A> kh_step = lanes<A>{} + lane<A>(keep == taps ? s.w.kernel : s.h.dilation * s.w.in);
+  const bool far = is_far(s);
+  const Phases<A> split(s.w, Larger::none<A>, most_rows);
+  const A** row = array<const A*>(3, s.h.kernel);
+  lane<A>* origin = array<lane<A>>(2, 2 * width);  // (width,) where tap 0 stands, of an index
+  lane<A>* first = origin + width;                 // (width,) the first pixel, counted from there
+  for (int64_t ow = 0; ow < width; ow++) {
+    const int64_t at = ow * s.w.stride - s.w.padding;
+    origin[ow] = lane<A>(at);
+    first[ow] = lane<A>(keep == taps ? (s.w.start(ow) - at) / s.w.dilation : s.w.start(ow) - at);
+  }
+
+  for (int64_t plane = begin; plane < end; plane++) {
+    for (int64_t oh0 = 0; oh0 < s.h.out; oh0 += band) {
+      const int64_t oh1 = at_most(oh0 + band, s.h.out);
+      const int64_t top = s.h.start(oh0), bottom = s.h.stop(oh1 - 1);
+      for (int64_t ih = top; ih < bottom; ih++) {
+        const T* from = x + (plane * s.h.in + ih) * s.w.in;
+        if (far) prefetch<0>(from, s.w.in);
+        split.template write<Larger>(&from, 1, split.row(ih - top));
+      }
+      for (int64_t oh = oh0; oh < oh1; oh++) {
+        const int64_t start = s.h.start(oh), out = (plane * s.h.out + oh) * s.w.out;
+        int64_t rows = 0;
+        for (int64_t ih = start; ih < s.h.stop(oh); ih += s.h.dilation) row[rows++] = split.row(ih - top);
+        const lane<A> row0 = lane<A>(keep == taps ? (start + s.h.padding - oh * s.h.stride) / s.h.dilation * s.w.kernel
+                                                  : start * s.w.in);
+        with_int<most_known>(s.w.kernel, [&](auto known) __attribute__((always_inline)) {
+          constexpr int R = decltype(known)::value;
+          int64_t tap[R];
+          for (int kw = 0; kw < R; kw++) tap[kw] = split.tap[kw];
+          for_steps(s.w.out, L, [&](int64_t ow, int64_t count) __attribute__((always_inline)) {
+            vec<A> best = load(row[0] + tap[0] + ow);
+            lanes<A> at = load(first + ow);
+            lanes<A> row_at = {};
+            for (int64_t kh = 0; kh < rows; kh++, row_at += kh_step) {
+              const A* from = row[kh] + ow;
+              lanes<A> here = row_at;
+              _Pragma("GCC unroll 4") for (int kw = 0; kw < R; kw++, here += kw_step) {
+                take_larger<A>(load(from + tap[kw]), here, best, at);
+              }
+              for (int64_t kw = R; R == most_known && kw < s.w.kernel; kw++, here += kw_step) {
+                take_larger<A>(load(from + split.tap[kw]), here, best, at);
+              }
+            }
+            store_up_to(y + out + ow, best, count);
+            put<keep, A>(where, out + ow, keep == taps ? at + row0 : at + row0 + load(origin + ow), count);
+          });
+        });
+      }
     }
+  }
+}
 
-    const auto reduce = [&](int64_t place) {
-      for (int64_t ow = 0; ow < f.width; ow += L) {
-        vec<A> best = vec<A>{} - A(__builtin_inff());
-        lanes<A> column = load(first + ow);
-        const lanes<A> from = load(origin + ow);
-        for (int64_t kw = 0; kw < s.w.kernel; kw++) {
-          take_larger<keep, A>(load(f.phases + f.tap[kw] + ow), from + lane<A>(kw) * step, best, column);
-        }
-        store(f.reduced + place + ow, best);
-        if (keep != nothing) store(columns + place + ow, column);
-      }
-    };
-
-    int64_t out = begin * s.h.out * s.w.out;
-    for (int64_t plane = begin; plane < end; plane++) {
-      f.new_plane();
-      for (int64_t oh = 0; oh < s.h.out; oh++, out += s.w.out) {
-        const int64_t rows = f.bring(x + plane * s.h.in * s.w.in, oh, reduce), top = s.h.start(oh);
-        const int64_t row0 =
-            keep == taps ? (top + s.h.padding - oh * s.h.stride) / s.h.dilation * s.w.kernel : top * s.w.in;
-        const int64_t row_step = keep == taps ? s.w.kernel : s.h.dilation * s.w.in;
-        for (int64_t ow = 0; ow < s.w.out; ow += L) {
-          vec<A> best = load(f.reduced + f.place[0] + ow);
-          lanes<A> at = {};
-          if (keep != nothing) at = load(columns + f.place[0] + ow) + lane<A>(row0);
-          for (int64_t kh = 1; kh < rows; kh++) {
-            lanes<A> here = {};
-            if (keep != nothing) here = load(columns + f.place[kh] + ow) + lane<A>(row0 + kh * row_step);
-            take_larger<keep, A>(load(f.reduced + f.place[kh] + ow), here, best, at);
-          }
-          store_up_to(y + out + ow, best, s.w.out - ow);
-          put<keep, A>(where, out + ow, at, s.w.out - ow);
-        }
-      }
+template <Keep keep, class T>
+void max_fwd(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where) {
+  for_planes(s, [&](int64_t begin, int64_t end) {
+    if constexpr (keep == nothing) {
+      forward<Larger>(s, x, y, begin, end, [](int64_t, int64_t, vec<acc_t<T>> v) { return v; });
+    } else {
+      max_where<keep>(s, x, y, where, begin, end);
     }
   });
-}
-
-// (width,) columns each window counts, or 1 where the divisor is given or there is no window.
-template <class A>
-A* divisors_across(const Pool2dShape& s, int64_t width) {
-  A* across = array<A>(2, width);
-  for (int64_t ow = 0; ow < width; ow++) {
-    across[ow] = s.divisor_override || ow >= s.w.out ? 1 : A(s.w.count(ow, s.count_include_pad));
-  }
-  return across;
-}
-
-template <class A>
-A divisor_down(const Pool2dShape& s, int64_t oh) {
-  return s.divisor_override ? A(s.divisor_override) : A(s.h.count(oh, s.count_include_pad));
 }
 
 template <class T>
 void avg_fwd(const Pool2dShape& s, const T* x, T* y) {
   using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
   for_planes(s, [&](int64_t begin, int64_t end) {
-    const Windows<T> f(s, 0);
-    const A* across = divisors_across<A>(s, f.width);
-
-    const auto reduce = [&](int64_t place) {
-      for (int64_t ow = 0; ow < f.width; ow += L) {
-        vec<A> sum = {};
-        for (int64_t kw = 0; kw < s.w.kernel; kw++) sum += load(f.phases + f.tap[kw] + ow);
-        store(f.reduced + place + ow, sum);
-      }
-    };
-
-    int64_t out = begin * s.h.out * s.w.out;
-    for (int64_t plane = begin; plane < end; plane++) {
-      f.new_plane();
-      for (int64_t oh = 0; oh < s.h.out; oh++, out += s.w.out) {
-        const int64_t rows = f.bring(x + plane * s.h.in * s.w.in, oh, reduce);
-        const A down = divisor_down<A>(s, oh);
-        for (int64_t ow = 0; ow < s.w.out; ow += L) {
-          vec<A> sum = {};
-          for (int64_t kh = 0; kh < rows; kh++) sum += load(f.reduced + f.place[kh] + ow);
-          store_up_to(y + out + ow, sum / (load(across + ow) * down), s.w.out - ow);
-        }
-      }
-    }
+    const A* across = divisors_across<A>(s);
+    forward<Sum>(s, x, y, begin, end, [&](int64_t oh, int64_t ow, vec<A> sum) {
+      return sum / (load(across + ow) * divisor_down<A>(s, oh));
+    });
   });
 }
 
-// What the gradients share: rows of dy, each between zeros, in a ring; their windows' columns, phase by phase, added up
-// in one split row of dx.
-template <class T>
-struct Gradient {
-  using A = acc_t<T>;
-  static constexpr int64_t L = Vec<A>::size;
-  const PoolAxis h, w;
-  const int64_t reach, length, ring, pitch;  // reach: windows that hold a column, less one
-  int64_t* const holds;                      // (ring,) the row of dy in each slot
-  int64_t *const place, *const tap;          // (ring,) of the windows that hold a row of dx: their rows of dy, their kh
-  const Phases<A> row;
-  A* const phases;  // (SW, length) the row of dx
-  A* const rows;    // (ring, pitch): `reach` zeros, then a row of dy, then zeros
-
-  explicit Gradient(const Pool2dShape& s)
-      : h(s.h),
-        w(s.w),
-        reach((w.kernel - 1) / w.stride),
-        length(round_up((w.padding + w.in - 1) / w.stride + 1, L)),
-        ring(divide_up(h.kernel, h.stride)),
-        pitch(reach + at_least(length, round_up(w.out, L))),
-        holds(array<int64_t>(3, 3 * ring + w.stride)),
-        place(holds + ring),
-        tap(place + ring),
-        row(w, length, tap + ring),
-        phases(array<A>(0, w.stride * length + 2 * L + ring * pitch)),
-        rows(phases + w.stride * length + 2 * L) {
-    for (int64_t i = 0; i < ring * pitch; i++) rows[i] = 0;
+template <Keep keep, class T>
+void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
+  if constexpr (keep == indices) {
+    scatter(s, dy, where.indices, dx);
+  } else {
+    gather(s, dy, where.taps, dx);
   }
+}
 
-  // dx of a plane: bring(oh, at) puts a row of dy into the ring, at `rows` + at; add(at, tap, sum) adds the windows whose
-  // outputs stand at `rows` + at, to which the pixels are that tap.
-  template <class Bring, class Add>
-  inline __attribute__((always_inline)) void plane(T* dx, const Bring& bring, const Add& add) const {
-    for (int64_t slot = 0; slot < ring; slot++) holds[slot] = -1;
-    for (int64_t ih = 0; ih < h.in; ih++) {
-      const int64_t first = h.first_output(ih), last = h.last_output(ih);
-      for (int64_t oh = first; oh <= last; oh++) {
-        const int64_t slot = oh % ring;
-        place[oh - first] = slot * pitch + reach;
-        tap[oh - first] = (ih + h.padding - oh * h.stride) * w.kernel;
-        if (holds[slot] != oh) bring(oh, place[oh - first]);
-        holds[slot] = oh;
-      }
-      for (int64_t phase = 0; phase < w.stride; phase++) {
-        const int64_t taps_here = phase < w.kernel ? (w.kernel - 1 - phase) / w.stride + 1 : 0;
-        for (int64_t j = 0; j < length; j += L) {
-          vec<A> sum = {};
-          for (int64_t k = 0; k <= last - first; k++) {
-            for (int64_t t = 0; t < taps_here; t++) add(place[k] + j - t, tap[k] + phase + t * w.stride, sum);
-          }
-          store(phases + phase * length + j, sum);
-        }
-      }
-      row.join(phases, dx + ih * w.in);
-    }
-  }
-};
-
+// Separably: the rows of dy that see a row of dx first. Rows of dx that the same windows see are the same.
 template <class T>
 void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
   for_planes(s, [&](int64_t begin, int64_t end) {
     const Gradient<T> g(s);
-    const A* across = divisors_across<A>(s, round_up(s.w.out, L));
+    const int64_t width = g.left + (s.w.in + s.w.padding - 1) / s.w.stride + 1;  // of what a row of dx reads
+    A* down = array<A>(1, s.h.out + g.band * s.h.stride * g.pitch);              // (OH,) reciprocals of divisors
+    A* total = down + s.h.out;  // (band * SH, pitch) of the rows of dy that see a row of dx
+    A* across = divisors_across<A>(s);
+    const A** row = array<const A*>(3, g.up + g.left + 2);
+    const A** tap = row + g.up + 1;
+    for (int64_t oh = 0; oh < s.h.out; oh++) down[oh] = 1 / divisor_down<A>(s, oh);
+    for (int64_t ow = 0; ow < s.w.out; ow++) across[ow] = 1 / across[ow];
     for (int64_t plane = begin; plane < end; plane++) {
-      const T* from = dy + plane * s.h.out * s.w.out;
-      g.plane(
-          dx + plane * s.h.in * s.w.in,
-          [&](int64_t oh, int64_t at) {
-            const A down = divisor_down<A>(s, oh);
-            for (int64_t ow = 0; ow < s.w.out; ow += L) {
-              const vec<A> row = load_up_to(from + oh * s.w.out + ow, s.w.out - ow);
-              store(g.rows + at + ow, row / (load(across + ow) * down));
-            }
-          },
-          [&](int64_t at, int64_t, vec<A>& sum) { sum += load(g.rows + at); });
-    }
-  });
-}
-
-// From indices: a scatter. The plane has one owner, and the outputs come in row-major order.
-template <class T>
-void scatter(const Pool2dShape& s, const T* dy, const int64_t* where, T* dx) {
-  using A = acc_t<T>;
-  const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out;
-  for_planes(s, [&](int64_t begin, int64_t end) {
-    A* sums = array<A>(0, sizeof(T) == sizeof(A) ? 0 : pixels);
-    for (int64_t plane = begin; plane < end; plane++) {
-      T* to = dx + plane * pixels;
-      if constexpr (sizeof(T) == sizeof(A)) sums = to;
-      __builtin_memset(sums, 0, size_t(pixels) * sizeof(A));
-      for (int64_t o = plane * outputs; o < (plane + 1) * outputs; o++) {
-        if (uint64_t(where[o]) < uint64_t(pixels)) sums[where[o]] += widen(dy[o]);
-      }
-      if constexpr (sizeof(T) != sizeof(A)) {
-        for (int64_t i = 0; i < pixels; i++) pyconv::store(to + i, sums[i]);
-      }
-    }
-  });
-}
-
-template <Keep keep, class T>
-void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  if constexpr (keep == indices) return scatter(s, dy, where.indices, dx);
-  for_planes(s, [&](int64_t begin, int64_t end) {
-    const Gradient<T> g(s);
-    uint8_t* tap = array<uint8_t>(1, g.ring * g.pitch + L);  // beside g.rows
-    for (int64_t plane = begin; plane < end; plane++) {
-      const int64_t from = plane * s.h.out * s.w.out;
-      g.plane(
-          dx + plane * s.h.in * s.w.in,
-          [&](int64_t oh, int64_t to) {
-            const int64_t row = from + oh * s.w.out;
-            for (int64_t ow = 0; ow < s.w.out; ow += L) {
-              store(g.rows + to + ow, load_up_to(dy + row + ow, s.w.out - ow));
-            }
-            __builtin_memcpy(tap + to, where.taps + row, size_t(s.w.out));
-          },
-          [&](int64_t at, int64_t tap_here, vec<A>& sum) {
-            sum += get<A>(tap + at, L) == lanes<A>{} + lane<A>(tap_here) ? load(g.rows + at) : vec<A>{};
-          });
+      const auto bring = [&](int64_t oh, int64_t at) {
+        const T* from = dy + (plane * s.h.out + oh) * s.w.out;
+        for_steps(s.w.out, L, [&](int64_t ow, int64_t count) __attribute__((always_inline)) {
+          store_up_to(g.rows + at + ow, load_up_to(from + ow, count) * load(across + ow) * down[oh], count);
+        });
+      };
+      const auto above = [&](int64_t, int64_t phase, int64_t at, int64_t into) {
+        const int64_t rows = g.rows_at[phase];
+        if (rows < 2) return;
+        for (int64_t t = 0; t < rows; t++) row[t] = g.rows + at - g.left - (rows - 1 - t) * g.pitch;
+        fold<Sum, 1>(row, rows, width, [&](int64_t i, const vec<A>* v, int64_t n) __attribute__((always_inline)) {
+          store_up_to(total + into * g.pitch + i, v[0], n);
+        });
+      };
+      g.plane(bring, above, [&](int64_t ih, int64_t phase, int64_t at, int64_t which) {
+        const int64_t rows = g.rows_at[phase];
+        if (ih > 0 && phase > 0 && g.rows_at[phase - 1] == rows && rows < 2) return;  // written with the row above
+        int64_t copies = 1;
+        while (rows < 2 && ih + copies < s.h.in && phase + copies < s.h.stride && g.rows_at[phase + copies] == rows) {
+          copies++;
+        }
+        const A* sum = rows > 1 ? total + which * g.pitch + g.left : g.rows + at;
+        g.write(dx + (plane * s.h.in + ih) * s.w.in, copies,
+                [&](int64_t c, const auto& put) __attribute__((always_inline)) {
+                  const int64_t taps = rows ? g.taps_at[c] : 0;
+                  if (taps == 0) return for_steps(g.columns[c], L, [&](int64_t i, int64_t n) { put(i, vec<A>{}, n); });
+                  for (int64_t t = 0; t < taps; t++) tap[t] = sum + g.shift[c] - (taps - 1 - t);
+                  fold<Sum, 1>(tap, taps, g.columns[c],
+                               [&](int64_t i, const vec<A>* v, int64_t n)
+                                   __attribute__((always_inline)) { put(i, v[0], n); });
+                });
+      });
     }
   });
 }
