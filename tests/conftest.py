@@ -24,3 +24,13 @@ def isa(request):
     """Runs the test once for every instruction set this CPU has."""
     _native.lib.set_isa(request.param)
     return request.param
+
+
+@pytest.fixture
+def pyplot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    yield plt
+    plt.close("all")

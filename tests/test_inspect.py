@@ -24,16 +24,6 @@ MODULES = sorted(path.stem for path in Path(inspect.__file__).parent.glob("[a-z]
 native = pytest.mark.skipif(_native.lib is None, reason=_native.reason)
 
 
-@pytest.fixture
-def pyplot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    yield plt
-    plt.close("all")
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module, pyplot):
     if module in ("summary", "ladder") and _native.lib is None:

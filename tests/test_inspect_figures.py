@@ -7,16 +7,7 @@ import torch.nn.functional as F
 import pyconv.nn as ours
 from pyconv import data, inspect, models, ops
 
-
-@pytest.fixture(autouse=True)
-def pyplot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    yield plt
-    plt.close("all")
-
+pytestmark = pytest.mark.usefixtures("pyplot")
 
 # --- receptive field
 

@@ -14,17 +14,6 @@ import torch.nn.functional as F
 import pyconv
 from pyconv import data, inspect, models
 
-
-@pytest.fixture
-def pyplot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    yield plt
-    plt.close("all")
-
-
 # --- animations
 
 
