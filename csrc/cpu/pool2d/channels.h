@@ -156,7 +156,6 @@ PYCONV_INLINE void gather(const Pool2dShape& s, T* dx, const Term& term) {
   for_rows(s, s.h.in, [&](int64_t begin, int64_t end) {
     int64_t* first = static_cast<int64_t*>(scratch(0, size_t(s.w.in) * 2 * sizeof(int64_t)));  // (IW,) outputs
     int64_t* last = first + s.w.in;
-    const bool far = is_far(s);
     for (int64_t iw = 0; iw < s.w.in; iw++) first[iw] = s.w.first_output(iw), last[iw] = s.w.last_output(iw);
     for (int64_t row = begin; row < end; row++) {
       const int64_t n = row / s.h.in, ih = row % s.h.in, top = s.h.first_output(ih), bottom = s.h.last_output(ih);
@@ -165,7 +164,6 @@ PYCONV_INLINE void gather(const Pool2dShape& s, T* dx, const Term& term) {
         const int64_t from = Y(n, 0, top, left);
         const int64_t tap0 = (ih + s.h.padding - top * s.h.stride) * s.w.kernel + iw + s.w.padding - left * s.w.stride;
         T* to = dx + X(n, 0, ih, iw);
-        if (far) prefetch<1>(to, s.C);
         for_blocks<A>(s.C, [&](int64_t c, auto block, int64_t count) {
           constexpr int V = decltype(block)::value;
           vec<A> sum[V] = {};
