@@ -6,7 +6,7 @@ T* array(int slot, int64_t count) {
   return static_cast<T*>(scratch(slot, size_t(count) * sizeof(T)));
 }
 
-constexpr int most_known = 4;  // rows that a loop knows the number of when it is compiled, the last one "or more"
+constexpr int most_known = 3;  // rows that a loop knows the number of when it is compiled, the last one "or more"
 
 // What a window makes of its pixels.
 struct Larger {
@@ -91,11 +91,7 @@ struct Phases {
   template <class Op, class T>
   PYCONV_NOINLINE void write(const T* const* row, int64_t rows, A* phases) const {
     A* const first = phases + origin[0];
-    if (stride == 1) {
-      fold<Op, 1>(row, rows, columns, [&](int64_t j, const vec<A>* v, int64_t count) __attribute__((always_inline)) {
-        store_up_to(first + j, v[0], count);
-      });
-    } else if (stride == 2) {
+    if (stride == 2) {
       A* const second = phases + origin[1];
       fold<Op, 2>(row, rows, columns, [&](int64_t j, const vec<A>* v, int64_t count) __attribute__((always_inline)) {
         const Pair<A> pair = deinterleave<A>(v[0], v[1]);
@@ -103,7 +99,8 @@ struct Phases {
         store_up_to(second + j / 2, pair.second, count / 2);
       });
     } else {
-      fold<Op, 1>(row, rows, columns, [&](int64_t j, const vec<A>* v, int64_t count) {
+      fold<Op, 1>(row, rows, columns, [&](int64_t j, const vec<A>* v, int64_t count) __attribute__((always_inline)) {
+        if (stride == 1) return store_up_to(first + j, v[0], count);
         for (int64_t k = 0; k < count; k++) phases[origin[(j + k) % stride] + (j + k) / stride] = v[0][k];
       });
     }

@@ -95,16 +95,15 @@ struct Gradient {
   template <class Of>
   inline __attribute__((always_inline)) void write(T* dx, int64_t copies, const Of& of) const {
     if (far) prefetch<1>(dx, copies * w.in);
-    if (w.stride == 1) {
-      return of(0, [&](int64_t i, vec<A> v, int64_t n) __attribute__((always_inline)) {
+    const bool in_place = w.stride == 1;
+    for (int64_t c = 0; c < at_most(w.stride, w.in); c++) {
+      A* to = classes + c * length;
+      of(c, [&](int64_t i, vec<A> v, int64_t n) __attribute__((always_inline)) {
+        if (!in_place) return store(to + i, v);
         for (int64_t k = 0; k < copies; k++) store_up_to(dx + k * w.in + i, v, n);
       });
     }
-    for (int64_t c = 0; c < at_most(w.stride, w.in); c++) {
-      A* to = classes + c * length;
-      of(c, [&](int64_t i, vec<A> v, int64_t) __attribute__((always_inline)) { store(to + i, v); });
-    }
-    join(dx, copies);
+    if (!in_place) join(dx, copies);
   }
 
   PYCONV_NOINLINE void join(T* dx, int64_t copies) const {
@@ -154,7 +153,8 @@ template <class T>
 void gather(const Pool2dShape& s, const T* dy, const uint8_t* found, T* dx) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
-  struct Term {  // a window, counted from the last that holds a pixel, and what the pixel is to it
+  constexpr int most_terms = 4;  // as most_known; a pixel of 3x3 windows with stride 2 has up to four
+  struct Term {                  // a window, counted from the last that holds a pixel, and what the pixel is to it
     int64_t at, tap;
   };
   for_planes(s, [&](int64_t begin, int64_t end) {
@@ -189,7 +189,7 @@ void gather(const Pool2dShape& s, const T* dy, const uint8_t* found, T* dx) {
           const Term* term = terms + range[0];
           const int64_t terms_here = range[1] - range[0];
           if (terms_here == 0) return for_steps(g.columns[c], L, [&](int64_t i, int64_t n) { put(i, vec<A>{}, n); });
-          with_int<most_known>(terms_here, [&](auto known) __attribute__((always_inline)) {
+          with_int<most_terms>(terms_here, [&](auto known) __attribute__((always_inline)) {
             constexpr int R = decltype(known)::value;
             Term t[R];
             for (int r = 0; r < R; r++) t[r] = term[r], t[r].at += at;
@@ -198,7 +198,7 @@ void gather(const Pool2dShape& s, const T* dy, const uint8_t* found, T* dx) {
               _Pragma("GCC unroll 4") for (int r = 0; r < R; r++) {
                 sum = add_at<taps, A>(sum, load(g.rows + t[r].at + i), {nullptr, stand}, t[r].at + i, t[r].tap, 0, L);
               }
-              for (int64_t r = R; R == most_known && r < terms_here; r++) {
+              for (int64_t r = R; R == most_terms && r < terms_here; r++) {
                 const int64_t here = at + term[r].at + i;
                 sum = add_at<taps, A>(sum, load(g.rows + here), {nullptr, stand}, here, term[r].tap, 0, L);
               }
