@@ -102,6 +102,10 @@ CONV2D = [
         "mb1ic2ih18oc13kh3sh3ph1",
         # more terms than one block of 256
         "mb1ic30ih5oc3kh3",
+        # one output pixel of one image: the weight gradient sums one term
+        "mb1ic16ih5oc32kh5",
+        "mb1ic32ih1oc48kh1",
+        "mb1ic16ih4oc40kh3sh2",
         # more images than chunks of the weight gradient
         "mb19ic2ih5oc3kh3ph1",
         "mb0ic3ih8oc4kh3ph1",

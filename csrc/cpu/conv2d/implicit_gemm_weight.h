@@ -51,7 +51,7 @@ struct WeightGradient {
       return {to, 2, BN, all, 1};
     }
     if constexpr (std::is_same<T, P>::value) {
-      const int64_t apart = terms > 1 ? row[1] - row[0] : 0;
+      const int64_t apart = terms > 1 ? row[1] - row[0] : BN;  // never 0, or nothing is summed
       const bool whole = count % (rows ? 2 : L) == 0;
       if (n == 1 && whole && (!rows || uses <= 2) && evenly_apart(row, terms)) {
         return {at + column[0] + row[0], 1, apart, all, 1};
