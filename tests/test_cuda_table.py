@@ -16,7 +16,7 @@ def allow_tf32(monkeypatch):
     monkeypatch.setattr(pyconv.backends.cuda, "allow_tf32", True)
 
 
-@pytest.mark.parametrize("row", cuda_table.rows() if _native.lib else [], ids=str)
+@pytest.mark.parametrize("row", cuda_table.rows(), ids=str)
 @pytest.mark.parametrize("tier", BACKENDS)
 def test_every_kernel_computes_what_it_should(row, tier):
     if tier == "cuda":
@@ -33,7 +33,7 @@ def test_every_kernel_computes_what_it_should(row, tier):
 
 
 @pytest.mark.skipif(not _launches.COMPILED.exists(), reason="built without nvcc")
-@pytest.mark.parametrize("row", cuda_table.rows() if _native.lib else [], ids=str)
+@pytest.mark.parametrize("row", cuda_table.rows(), ids=str)
 def test_ptxas_made_every_kernel_without_spills(row):
     for made in row.launches():
         assert made.compiled, made.kernel
