@@ -6,22 +6,20 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyconv.inspect._extras import bare, cells, outline, pyplot
-
-if TYPE_CHECKING:
-    from pyconv.inspect.animate import Animation, Term
+from pyconv.inspect._steps import Steps, Term
 
 _INPUTS = 3  # channels that are drawn
 _LINES = 14  # of the sum
 _FRAMES = 400
 
 
-def figure_of(animation: Animation) -> tuple[Any, list[Any]]:
+def figure_of(animation: Steps) -> tuple[Any, list[Any]]:
     """A figure and its axes: input channels, output, and a place for the sum."""
     o = animation.operation
     inputs = min(len(o["w"][0]) if o["kind"] == "conv" else 1, _INPUTS)
@@ -35,7 +33,7 @@ def figure_of(animation: Animation) -> tuple[Any, list[Any]]:
     return figure, [*pictures, figure.add_subplot(grid[1, :])]
 
 
-def draw(animation: Animation, number: int, axes: list[Any]) -> None:
+def draw(animation: Steps, number: int, axes: list[Any]) -> None:
     """One step: each input channel with its window, the outputs so far, and the products and their sum."""
     o, terms = animation.operation, animation.step(number)
     oc, oh, ow = animation.position(number)
@@ -85,7 +83,7 @@ def _picture(
         outline(ax, *box, linewidth=2.5, clip_on=False)
 
 
-def sums(animation: Animation, number: int) -> Iterator[str]:
+def sums(animation: Steps, number: int) -> Iterator[str]:
     """The sum, or the maximum, of a step: a line for each row of each channel's window, then the result."""
     o = animation.operation
     word = "maximum" if o["kind"] == "max" else "sum"
@@ -111,7 +109,7 @@ def _written(kind: str, terms: list[Term]) -> str:
     return " + ".join(values) if kind == "avg" else f"max({', '.join(values)})"
 
 
-def save_gif(animation: Animation, path: Path, seconds: float) -> None:
+def save_gif(animation: Steps, path: Path, seconds: float) -> None:
     """All steps, one a frame.
 
     Raises:
