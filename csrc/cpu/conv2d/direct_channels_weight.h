@@ -83,7 +83,9 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
 
   const int64_t flops = 2 * share * images * band * s.OW * terms * blocks * wide;
   parallel_for(chunks * s.G, divide_up(serial_flops, at_least(flops, 1)), [&](int64_t begin, int64_t end) {
-    const int64_t x_image = border.rows * border.row, dy_image = band * s.OW * blocks * wide;
+    const bool in_place = std::is_same<T, A>::value && M == blocks * wide;
+    const int64_t x_image = border.rows * border.row, pixel = in_place ? s.OC : blocks * wide;
+    const int64_t dy_image = (in_place ? s.OH : band) * s.OW * pixel;
     A* px = static_cast<A*>(scratch(1, sizeof(A) * images * x_image));
     A* py = static_cast<A*>(scratch(2, sizeof(A) * images * dy_image));
     for (int64_t item = begin; item < end; item++) {
@@ -93,14 +95,15 @@ void bwd_weight(const Conv2dShape& s, const T* dy, const T* x, T* dw) {
       for (int64_t unit = chunk * share; unit < at_most((chunk + 1) * share, units); unit++) {
         const int64_t n = unit / bands * images, oh = unit % bands * band, rows = at_most(band, s.OH - oh);
         const int64_t here = at_most(images, s.N - n);
+        const T* first = dy + (n * s.OH + oh) * s.OW * s.OC + g * M;
         for (int64_t i = 0; i < here; i++) {
           border.copy(x + (n + i) * s.IH * s.IW * s.IC, h, w, s.IC, g * C, oh * s.SH + border.top, px + i * x_image);
-          copy_pixels(dy + ((n + i) * s.OH + oh) * s.OW * s.OC + g * M, s.OC, M, rows * s.OW, py + i * dy_image,
-                      blocks * wide);
+          if (!in_place) copy_pixels(first + i * s.OH * s.OW * s.OC, s.OC, M, rows * s.OW, py + i * dy_image, pixel);
         }
-        const Pixels pixels = {
-            here, rows, s.OW, dy_image, s.OW * blocks * wide, blocks * wide, x_image, s.SH * border.row, s.SW * C};
-        multiply_weight(pixels, blocks, NV, terms, off, px, py, wide, sum);
+        const A* gradient = py;
+        if constexpr (std::is_same<T, A>::value) gradient = in_place ? first : py;
+        const Pixels pixels = {here, rows, s.OW, dy_image, s.OW * pixel, pixel, x_image, s.SH * border.row, s.SW * C};
+        multiply_weight(pixels, blocks, NV, terms, off, px, gradient, wide, sum);
       }
     }
   });
