@@ -25,8 +25,11 @@ struct WeightGradient {
   };
 
   bool nchw() const { return s.layout == Layout::nchw; }
-  // Tiles are (taps, channels), not (channels, taps).
-  bool turned() const { return nchw() || round_up(J, L) * M > round_up(M, L) * J; }
+  // What n lanes take: half a panel 3/4 of a whole one, whose two vectors share every broadcast.
+  static int64_t time_of(int64_t n) { return round_up(n, L) + (n % BN > 0 && n % BN <= L ? L / 2 : 0); }
+  // Tiles are (taps, channels), not (channels, taps). Two threads of Zen 5: 3 -> 96 channels 4x4 with stride 4 in
+  // channels_last 1.18 times as fast as not turned, 16 -> 96 of 1x1 1.3.
+  bool turned() const { return nchw() || time_of(J) * M > time_of(M) * J; }
   static int64_t panels(int64_t count, bool rows) { return rows ? RowPanels{count}.count() : divide_up(count, BN); }
   static int64_t begin(int64_t panel, int64_t count, bool rows) {
     return rows ? RowPanels{count}.begin(panel) : at_most(panel * BN, count);
