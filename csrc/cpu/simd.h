@@ -218,6 +218,19 @@ PYCONV_INLINE void interleave(vec<T> (&r)[W]) {
   }
 }
 
+// And back: the lanes of W vectors one after the other, every W-th of them from the first on, from the second on, ...
+template <class T, int W>
+PYCONV_INLINE void deinterleave(vec<T> (&r)[W]) {
+  _Pragma("GCC unroll 3") for (int round = 1; round < W; round *= 2) {
+    vec<T> next[W];
+    _Pragma("GCC unroll 4") for (int i = 0; i < W / 2; i++) {
+      const Pair<T> pair = deinterleave<T>(r[2 * i], r[2 * i + 1]);
+      next[i] = pair.first, next[i + W / 2] = pair.second;
+    }
+    _Pragma("GCC unroll 8") for (int i = 0; i < W; i++) r[i] = next[i];
+  }
+}
+
 // Values 0, step, 2 * step, ... of the `left` at p, widened, for a step of 2 or 4; lanes beyond are zero.
 template <class T>
 PYCONV_INLINE vec<acc_t<T>> load_every(const T* p, int64_t step, int64_t left) {
