@@ -21,11 +21,16 @@ template <class A, int R, int NV>
 PYCONV_INLINE void add_terms(const Left<bf16>& left, const Right<bf16>& right, vec<A> (&sum)[R][NV]) {
   constexpr int64_t L = Vec<A>::size;
   const int64_t row = left.row, term = left.term;
-  const bf16* b = right.b;
+  // As in gemm.h, a line a pair: two threads of Zen 5, 1x1 in channels_last, 1024 -> 2048 channels to 7x7 1.09 times as
+  // fast, 256 -> 64 at 56x56 1.01.
+  const bool next_rows = term == 1 && row != KP<bf16>;
+  const bf16 *b = right.b, *ahead = next_rows ? left.a + R * row : b + 32 * right.term;
+  const int64_t step = next_rows ? 2 * R : 2 * right.term;
   for (int64_t r = 0; r < left.n; r++) {
     const bf16* a = left.a + left.runs[r].from;
-    for (int64_t k = left.runs[r].count; k > 0; k -= 2, a += 2 * term, b += 2 * right.term) {
+    for (int64_t k = left.runs[r].count; k > 0; k -= 2, a += 2 * term, b += 2 * right.term, ahead += step) {
       Halves32 bk[NV];
+      __builtin_prefetch(ahead);
       _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) bk[v] = load_halves(b + v * 2 * L);
       _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
         int pair;
