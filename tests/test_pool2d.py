@@ -57,6 +57,9 @@ WINDOWS = {
     "one pixel": ((2, 3, 1, 1), dict(kernel_size=1)),
     "wide": ((1, 2, 3, 70), dict(kernel_size=(2, 3), stride=1)),
     "empty batch": ((0, 3, 6, 6), dict(kernel_size=2)),
+    # windows that a gradient is compiled for, columns of x around two vectors
+    **{f"{k}x{k}, {st}, {p}, {w} columns": ((1, 2, 7, w), dict(kernel_size=k, stride=st, padding=p))
+       for k, st, p in ((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1)) for w in (31, 33)},
     # columns of y and channels around the vector widths
     **{f"{w} columns": ((1, 2, 4, w), dict(kernel_size=(2, 1), stride=1)) for w in (3, 4, 5, 7, 8, 9)},
     **{f"{w} columns": ((1, 2, 4, w), dict(kernel_size=(2, 1), stride=1)) for w in (15, 16, 17, 33)},

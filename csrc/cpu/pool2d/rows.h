@@ -150,11 +150,7 @@ void avg_fwd(const Pool2dShape& s, const T* x, T* y) {
 
 template <Keep keep, class T>
 void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
-  if constexpr (keep == indices) {
-    scatter(s, dy, where.indices, dx);
-  } else {
-    gather(s, dy, where.taps, dx);
-  }
+  keep == taps ? max_bwd_from_taps(s, dy, where, dx) : scatter<indices>(s, dy, where, dx);
 }
 
 // Separably: the rows of dy that see a row of dx first. Rows of dx that the same windows see are the same.

@@ -27,7 +27,7 @@ struct Gradient {
   const PoolAxis h, w;
   const bool far;
   const int64_t band;                      // rows of windows at a time
-  const int64_t up, left;                  // windows that hold a pixel, less one: zeros above and before the rows of dy
+  const int64_t up, left;                  // zeros above and before the rows of dy: windows that hold a pixel, less one
   const int64_t pitch, length;             // of a row of dy between zeros, of a class
   int64_t *const rows_at, *const taps_at;  // (SH,) and (SW,) how many windows a row and a column of a class see
   int64_t *const shift, *const columns;    // (SW,) of a class: see above, and how many columns it has
@@ -40,7 +40,7 @@ struct Gradient {
         far(is_far(s)),
         band(band_of(s)),
         up((h.kernel - 1) / h.stride),
-        left((w.kernel - 1) / w.stride),
+        left(round_up((w.kernel - 1) / w.stride, L)),
         pitch(left + round_up(at_least(w.out, (w.in + w.padding) / w.stride + 1), L) + L),
         length(round_up(divide_up(w.in, w.stride), L)),
         rows_at(array<int64_t>(4, h.stride + 3 * w.stride)),
@@ -127,86 +127,100 @@ struct Gradient {
   }
 };
 
-// From indices: a scatter. The plane has one owner, and the outputs come in row-major order.
-template <class T>
-void scatter(const Pool2dShape& s, const T* dy, const int64_t* where, T* dx) {
+// dx[position] += dy: the plane has one owner, and the outputs come in row-major order.
+template <Keep keep, class T>
+void scatter(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
   using A = acc_t<T>;
+  constexpr bool in_place = sizeof(T) == sizeof(A);
   const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out;
+  const int64_t rows = keep == taps ? s.h.out : 1, columns = outputs / at_least(rows, 1);  // indices ask for no row
   for_planes(s, [&](int64_t begin, int64_t end) {
-    A* sums = array<A>(0, sizeof(T) == sizeof(A) ? 0 : pixels);
+    A* sums = array<A>(0, in_place ? 0 : pixels);
+    int64_t* offset = array<int64_t>(1, pool2d::most_taps + 1);  // of a tap, from where the window begins
+    if (keep == taps) {
+      for (int64_t tap = 0; tap <= pool2d::most_taps; tap++) {
+        offset[tap] = tap < s.h.kernel * s.w.kernel ? tap / s.w.kernel * s.w.in + tap % s.w.kernel : -pixels;
+      }
+    }
     for (int64_t plane = begin; plane < end; plane++) {
       T* to = dx + plane * pixels;
-      if constexpr (sizeof(T) == sizeof(A)) sums = to;
+      if constexpr (in_place) sums = to;
       __builtin_memset(sums, 0, size_t(pixels) * sizeof(A));
-      for (int64_t o = plane * outputs; o < (plane + 1) * outputs; o++) {
-        if (uint64_t(where[o]) < uint64_t(pixels)) sums[where[o]] += widen(dy[o]);
+      for (int64_t oh = 0, o = plane * outputs; oh < rows; oh++) {
+        int64_t first = (oh * s.h.stride - s.h.padding) * s.w.in - s.w.padding;
+        for (int64_t ow = 0; ow < columns; ow++, o++, first += s.w.stride) {
+          const int64_t at = keep == taps ? first + offset[where.taps[o]] : where.indices[o];
+          if (uint64_t(at) < uint64_t(pixels)) sums[at] += widen(dy[o]);
+        }
       }
-      if constexpr (sizeof(T) != sizeof(A)) {
+      if constexpr (!in_place) {
         for (int64_t i = 0; i < pixels; i++) pyconv::store(to + i, sums[i]);
       }
     }
   });
 }
 
-// From taps: a pixel takes what its windows found at it.
-template <class T>
+// From taps, where K x K windows of stride S, and the padding modulo S, are known when this is compiled: a pixel takes what
+// its windows found at it.
+template <int K, int S, int P, class T>
 void gather(const Pool2dShape& s, const T* dy, const uint8_t* found, T* dx) {
   using A = acc_t<T>;
   constexpr int64_t L = Vec<A>::size;
-  constexpr int most_terms = 4;  // as most_known; a pixel of 3x3 windows with stride 2 has up to four
-  struct Term {                  // a window, counted from the last that holds a pixel, and what the pixel is to it
-    int64_t at, tap;
-  };
   for_planes(s, [&](int64_t begin, int64_t end) {
     const Gradient<T> g(s);
     uint8_t* stand = array<uint8_t>(1, g.size());
-    const int64_t classes = s.h.stride * s.w.stride;
-    int64_t* first = array<int64_t>(2, classes + 1);  // (SH * SW + 1,) where the terms of a class of pixels begin
-    Term* terms = array<Term>(3, s.h.kernel * s.w.kernel);
-    int64_t count = 0;
-    for (int64_t k = 0; k < classes; k++) {
-      const int64_t kh = k / s.w.stride, c = k % s.w.stride, kw = g.phase(c);
-      first[k] = count;
-      for (int64_t i = g.rows_at[kh] - 1; i >= 0; i--) {
-        for (int64_t j = g.taps_at[c] - 1; j >= 0; j--) {
-          terms[count++] = {g.shift[c] - i * g.pitch - j, (kh + i * s.h.stride) * s.w.kernel + kw + j * s.w.stride};
-        }
-      }
-    }
-    first[classes] = count;
     for (int64_t plane = begin; plane < end; plane++) {
       const auto bring = [&](int64_t oh, int64_t at) {
         const int64_t from = (plane * s.h.out + oh) * s.w.out;
         for_steps(s.w.out, L, [&](int64_t ow, int64_t n) __attribute__((always_inline)) {
-          store_up_to(g.rows + at + ow, load_up_to(dy + from + ow, n), n);
-          put<A>(stand + at + ow, get<A>(found + from + ow, n), n);
+          store(g.rows + at + ow, load_up_to(dy + from + ow, n));
+          put<A>(stand + at + ow, get<A>(found + from + ow, n), L);
         });
       };
       const auto above = [](int64_t, int64_t, int64_t, int64_t) {};
       g.plane(bring, above, [&](int64_t ih, int64_t phase, int64_t at, int64_t) {
-        g.write(dx + (plane * s.h.in + ih) * s.w.in, 1, [&](int64_t c, const auto& put) __attribute__((always_inline)) {
-          const int64_t* range = first + phase * s.w.stride + c;
-          const Term* term = terms + range[0];
-          const int64_t terms_here = range[1] - range[0];
-          if (terms_here == 0) return for_steps(g.columns[c], L, [&](int64_t i, int64_t n) { put(i, vec<A>{}, n); });
-          with_int<most_terms>(terms_here, [&](auto known) __attribute__((always_inline)) {
-            constexpr int R = decltype(known)::value;
-            Term t[R];
-            for (int r = 0; r < R; r++) t[r] = term[r], t[r].at += at;
-            for_steps(g.columns[c], L, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-              vec<A> sum = {};
-              _Pragma("GCC unroll 4") for (int r = 0; r < R; r++) {
-                sum = add_at<taps, A>(sum, load(g.rows + t[r].at + i), {nullptr, stand}, t[r].at + i, t[r].tap, 0, L);
+        T* const to = dx + (plane * s.h.in + ih) * s.w.in;
+        if (g.far) prefetch<1>(to, s.w.in);
+        with_int<S>(phase + 1, [&](auto known) __attribute__((always_inline)) {
+          constexpr int kh = decltype(known)::value - 1;
+          const int64_t origin = at + s.w.padding / S;
+          for_steps(s.w.in, S * L, [&](int64_t iw, int64_t n) __attribute__((always_inline)) {
+            vec<A> sum[S] = {};  // of the columns iw + c, iw + c + S, ...
+            _Pragma("GCC unroll 2") for (int c = 0; c < S; c++) {
+              const int kw = (c + P) % S;
+              _Pragma("GCC unroll 4") for (int i = (K - 1 - kh) / S; i >= 0; i--) {
+                _Pragma("GCC unroll 4") for (int j = (K - 1 - kw) / S; j >= 0; j--) {
+                  const int64_t window = origin + iw / S + (c + P) / S - i * g.pitch - j;
+                  sum[c] = add_at<taps, A>(sum[c], load(g.rows + window), {nullptr, stand}, window,
+                                           (kh + i * S) * K + kw + j * S, 0, L);
+                }
               }
-              for (int64_t r = R; R == most_terms && r < terms_here; r++) {
-                const int64_t here = at + term[r].at + i;
-                sum = add_at<taps, A>(sum, load(g.rows + here), {nullptr, stand}, here, term[r].tap, 0, L);
-              }
-              put(i, sum, n);
-            });
+            }
+            if constexpr (S == 1) {
+              store_up_to(to + iw, sum[0], n);
+            } else {
+              const Pair<A> pair = interleave<A>(sum[0], sum[1]);
+              store_up_to(to + iw, pair.first, n);
+              if (n > L) store_up_to(to + iw + L, pair.second, n - L);
+            }
           });
         });
       });
     }
   });
+}
+
+// The windows that a gather is compiled for; others are rare, and a scatter is five times as fast as a gather that finds its
+// terms at run time was (3x3 windows of stride 3), but takes 1.5 to 2.2 times as long as one that knows them (Zen 5).
+template <class T>
+void max_bwd_from_taps(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
+  const auto are = [&](int64_t kernel, int64_t stride, int64_t padding) {
+    const auto is = [=](const PoolAxis& a) { return a.kernel == kernel && a.stride == stride && a.padding == padding; };
+    return is(s.h) && is(s.w);
+  };
+  if (are(2, 2, 0)) return gather<2, 2, 0>(s, dy, where.taps, dx);
+  if (are(3, 2, 0)) return gather<3, 2, 0>(s, dy, where.taps, dx);
+  if (are(3, 2, 1)) return gather<3, 2, 1>(s, dy, where.taps, dx);
+  if (are(3, 1, 1)) return gather<3, 1, 0>(s, dy, where.taps, dx);
+  scatter<taps>(s, dy, where, dx);
 }
