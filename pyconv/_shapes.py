@@ -186,6 +186,14 @@ def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[in
     return total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2
 
 
+def channels(op: str, name: str, size: Sequence[int], x: Sequence[int]) -> None:
+    if len(size) != 1 or size[0] != x[1]:
+        raise ShapeError(
+            f"{op}: {name} should contain {x[1]} elements, one per channel of input {tuple(x)},"
+            f" got shape {tuple(size)}"
+        )
+
+
 def batch_norm(
     op: str,
     x: Sequence[int],
@@ -216,11 +224,8 @@ def batch_norm(
         ("weight", weight),
         ("bias", bias),
     ):
-        if size is not None and (len(size) != 1 or size[0] != x[1]):
-            raise ShapeError(
-                f"{op}: {name} should contain {x[1]} elements, one per channel of input {tuple(x)},"
-                f" got shape {tuple(size)}"
-            )
+        if size is not None:
+            channels(op, name, size, x)
     if eps < 0 or (training and eps == 0):
         raise ShapeError(
             f"{op}: eps must be {'positive during training' if training else 'non-negative'}, but got {eps}"

@@ -19,6 +19,7 @@ struct Call {
   Call(const char* op, const Tensor& input, double eps, bool training)
       : op(op), layout(layout_of(input)), per_channel(ScalarType::Float), x(input) {
     require(input.dim() == 4, op, "x must be 4-D");
+    require(training ? eps > 0 : eps >= 0, op, "eps must be positive in training and not negative in eval");
     const DType dtype = dtype_of(input, op);
     if (dtype == DType::f64) per_channel = ScalarType::Double;
     x = dense(input, layout);
@@ -64,6 +65,7 @@ struct Act {
 
 Tensor3 train(const Call& call, const OptionalTensor& weight, const OptionalTensor& bias, const Act& act,
               const std::string& algorithm) {
+  require(call.shape.N * call.shape.plane() != 1, call.op, "training needs more than one value per channel");
   const OptionalTensor wd = call.channels(weight), bd = call.channels(bias);
   Tensor y = call.like_x(), mean = call.one_per_channel(), var = call.one_per_channel();
   Device on(call.x);
@@ -110,7 +112,33 @@ Tensor3 bwd(const Call& call, const Tensor& dy, const Tensor& mean, const Tensor
   return {dx, dweight, dbias};
 }
 
+// As torch's lerp: from the nearer end, so that a momentum of 1 gives the batch's value itself.
+template <class T>
+void move(Tensor& running, const Tensor& batch, double factor, double momentum) {
+  T* const r = static_cast<T*>(running.mutable_data_ptr());
+  const T* const b = static_cast<const T*>(batch.const_data_ptr());
+  const T f = T(factor), m = T(momentum);
+  for (int64_t c = 0; c < batch.numel(); c++) {
+    const T target = b[c] * f, way = target - r[c];
+    r[c] = m < T(0.5) ? r[c] + m * way : target - (1 - m) * way;
+  }
+}
+
 }  // namespace
+
+void batch_norm_move(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var, int64_t values,
+                     double momentum) {
+  const ScalarType type = mean.scalar_type();
+  const bool wide = type == ScalarType::Double;
+  for (const Tensor& t : {running_mean, running_var, mean, var}) {
+    require(t.dim() == 1 && t.size(0) == mean.size(0) && t.is_contiguous() && t.scalar_type() == type &&
+                (wide || type == ScalarType::Float),
+            "pyconv::batch_norm_move", "statistics must be dense, of one size, all of float32 or all of float64");
+  }
+  const auto move_one = wide ? move<double> : move<float>;
+  move_one(running_mean, mean, 1, momentum);
+  move_one(running_var, var, double(values) / double(values - 1), momentum);
+}
 
 Tensor3 batch_norm_train(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                          const std::string& algorithm) {

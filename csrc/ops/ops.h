@@ -75,5 +75,8 @@ Tensor4 batch_norm_relu_train_bwd(const Tensor& dy, const Tensor& y, const Tenso
 Tensor4 batch_norm_relu_eval_bwd(const Tensor& dy, const Tensor& y, const Tensor& x, const Tensor& mean,
                                  const Tensor& var, const OptionalTensor& weight, bool residual, double eps,
                                  double ceiling, const std::string& algorithm);
+// running = (1 - momentum) * running + momentum * batch in place, with var * values / (values - 1) for the variance.
+void batch_norm_move(Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& var, int64_t values,
+                     double momentum);
 
 }  // namespace pyconv::ops

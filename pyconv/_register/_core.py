@@ -96,8 +96,10 @@ def register(
         return output
 
     Eager = _function(name, forward=forward, backward=backward)
-    # No jvp will read what setup saves for one, and saving costs 0.3 us.
+    # No jvp will read what setup saves for one, and saving costs 0.3 us; a node's own apply asks in
+    # every call which of torch's two names its formula has, which costs 0.6 us.
     Eager._backward_cls.save_for_forward = _nothing
+    Eager._backward_cls.apply = backward
     # The apply that Function.apply ends in; before it, 2 us go into asking what `call` has asked.
     eager = super(torch.autograd.Function, Eager).apply
 
@@ -280,11 +282,15 @@ def derivatives_are_off() -> bool:
     )
 
 
-def wants_derivative(*tensors: Tensor) -> bool:
+def wants_derivative(*tensors: Tensor | None) -> bool:
     """Whether a call may be asked for one: by backward, forward mode, a transform or a compiler."""
     if _compiling() or _transforming() or forward_ad._current_level >= 0:
         return True
-    return _grad_enabled() and any(t.requires_grad for t in tensors)
+    if _grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def under_autocast(call: Callable[..., Any]) -> Callable[..., Any]:

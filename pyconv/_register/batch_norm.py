@@ -19,20 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
+from pyconv import _shapes
 from pyconv._register._core import (
-    _compiling,
-    _transforming,
     empty,
     memory_format,
     register,
-    wants_derivative,
 )
 from pyconv.reference._common import wide
 from pyconv.reference.batch_norm import column
 
-_functorch = torch._C._functorch
 _CHANNEL = (0, 2, 3)
 
 
@@ -40,17 +36,34 @@ def _fake_one_per_channel(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], dtype=stats_dtype(x))
 
 
-def _fake_train(x, weight, bias, eps, algorithm):
+def fitting(x: Tensor, training: bool, eps: float, *per_channel: Tensor | None) -> None:
+    """Refuses what the kernels refuse; per_channel are mean, var, weight and bias."""
+    sizes = [None if t is None else t.shape for t in per_channel]
+    _shapes.batch_norm("batch_norm", x.shape, training, eps, *sizes)
+    for t in per_channel:
+        if t is not None and t.dtype != stats_dtype(x):
+            raise _shapes.ShapeError(
+                f"batch_norm: what is per channel must be {stats_dtype(x)}, got {t.dtype}"
+            )
+
+
+def _fake_outputs(x):
     one, other = _fake_one_per_channel(x), _fake_one_per_channel(x)
     return empty(x, x.shape, memory_format(x)), one, other
 
 
+def _fake_train(x, weight, bias, eps, algorithm):
+    fitting(x, True, eps, None, None, weight, bias)
+    return _fake_outputs(x)
+
+
 def _fake_eval(x, mean, var, weight, bias, eps, algorithm):
+    fitting(x, False, eps, mean, var, weight, bias)
     return empty(x, x.shape, memory_format(x))
 
 
 def _fake_bwd(dy, x, mean, var, weight, eps, algorithm):
-    return _fake_train(x, None, None, eps, algorithm)
+    return _fake_outputs(x)
 
 
 def stats_dtype(x: Tensor) -> torch.dtype:
@@ -88,11 +101,14 @@ def _train_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, _, ctx.eps, ctx.algorithm = inputs
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # of mean and var they would be zeros, filled for nobody
     ctx.save_for_backward(x, mean, var, weight)
     ctx.save_for_forward(x, mean, var, weight)
 
 
-def _train_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
+def _train_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple:
+    if dy is None:
+        return None, None, None, None, None
     x, mean, var, weight = ctx.saved_tensors
     _, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx, dweight, dbias = train_bwd(dy, x, mean, var, weight, ctx.eps, ctx.algorithm)
@@ -142,7 +158,7 @@ def _eval_per_channel(
     """dmean, dvar, dweight and dbias, where needed."""
     need_mean, need_var, need_weight, need_bias = needs
     scale = 1.0 if weight is None else weight
-    r = torch.rsqrt(var + eps)
+    r = torch.rsqrt(var + eps) if need_mean or need_var else var
     return (
         -scale * r * dbias if need_mean else None,
         -0.5 * scale * r.square() * dweight if need_var else None,
@@ -340,55 +356,3 @@ eval_bwd: Callable[..., Any] = register(
     jvp=_eval_bwd_jvp,
     vmap=folding(lambda *args: eval_bwd(*args)),
 )
-
-
-# --- running statistics
-
-
-def update(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    values: int,
-    momentum: float,
-) -> None:
-    """Moves both towards the batch in place: running = (1 - momentum) * running + momentum * batch.
-
-    var is biased, running_var is not: var * M / (M - 1) for the M values of a channel.
-    """
-    unbiased = values / (values - 1)
-    tensors = running_mean, running_var, mean, var
-    if not wants_derivative(*tensors) and running_mean.dtype == running_var.dtype == mean.dtype:
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var * unbiased, momentum)
-        return
-    with torch.no_grad():
-        _move(running_mean, mean, momentum)
-        _move(running_var, var * unbiased, momentum)
-
-
-def _move(running: Tensor, batch: Tensor, momentum: float) -> None:
-    transformed = not _compiling() and _transforming()
-    if transformed and not _at_innermost(running):
-        # A running statistic that did not come through a transform is updated outside of it; but
-        # the batches of the lanes of a vmap have no one place to go.
-        if _at_innermost(batch):
-            if _functorch.is_batchedtensor(batch):
-                raise RuntimeError(
-                    "batch_norm: under vmap the running statistics of a batched input must be"
-                    " batched too, for they are updated in place: pass them through vmap, or set"
-                    " track_running_stats=False"
-                )
-            batch = _functorch.get_unwrapped(batch)
-        with temporarily_pop_interpreter_stack():
-            _move(running, batch, momentum)
-    elif transformed or running.dtype != batch.dtype:
-        running.copy_(torch.lerp(running.to(batch.dtype), batch, momentum))
-    else:
-        running.lerp_(batch, momentum)
-
-
-def _at_innermost(t: Tensor) -> bool:
-    """Whether the innermost transform that is active has wrapped this tensor."""
-    return _functorch.maybe_get_level(t) == _functorch.peek_interpreter_stack().level()

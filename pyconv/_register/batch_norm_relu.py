@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyconv._register import batch_norm as _norm
-from pyconv._register._core import empty, memory_format, register
+from pyconv._register._core import register
 from pyconv.reference._common import clipped
 from pyconv.reference.batch_norm_relu import passed
 
@@ -33,7 +33,7 @@ def _fake_train(x, residual, weight, bias, eps, ceiling, algorithm):
 
 
 def _fake_eval(x, residual, mean, var, weight, bias, eps, ceiling, algorithm):
-    return empty(x, x.shape, memory_format(x))
+    return _norm._fake_eval(x, mean, var, weight, bias, eps, algorithm)
 
 
 def _fake_bwd(dy, y, x, mean, var, weight, residual, eps, ceiling, algorithm):
@@ -48,11 +48,14 @@ def _train_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, _, weight, _, ctx.eps, ctx.ceiling, ctx.algorithm = inputs
     y, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, y, mean, var, weight)
     ctx.save_for_forward(x, y, mean, var, weight)
 
 
-def _train_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
+def _train_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple:
+    if dy is None:
+        return (None,) * 7
     x, y, mean, var, weight = ctx.saved_tensors
     _, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
     dx, dresidual, dweight, dbias = train_bwd(

@@ -11,6 +11,8 @@ from torch import Tensor
 from pyconv import _shapes
 from pyconv._register import batch_norm as _batch_norm
 from pyconv._register import batch_norm_relu as _batch_norm_relu
+from pyconv._register import running
+from pyconv._register._core import wants_derivative
 from pyconv.ops._check import algorithm_name, floating, same_dtype, tensor
 
 _PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
@@ -62,10 +64,15 @@ def batch_norm(
 
     Source: Ioffe and Szegedy, Batch Normalization, arXiv:1502.03167, algorithms 1 and 2.
     """
-    per_channel = (running_mean, running_var, weight, bias)
-    return _normalise(
-        "batch_norm", input, None, per_channel, training, momentum, eps, algorithm, _batch_norm
-    )
+    op, per_channel = "batch_norm", (running_mean, running_var, weight, bias)
+    try:
+        rest = (eps, algorithm or "")
+        return _normalise(op, _batch_norm, input, (), per_channel, training, momentum, *rest)
+    except Exception:
+        # As everywhere in pyconv.ops: what does not fit is refused before anything is touched, and
+        # only then do these checks look for the words.
+        _check(op, input, per_channel, training, momentum, eps, algorithm)
+        raise
 
 
 def batch_norm_relu(
@@ -106,75 +113,88 @@ def batch_norm_relu(
 
     Source: cuDNN's cudnnBatchNormalizationForwardTrainingEx, CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION.
     """
-    op = "batch_norm_relu"
-    same_dtype(op, input, residual=residual)
-    if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
-        raise _shapes.ShapeError(
-            f"{op}: residual must have input's shape {tuple(input.shape)} and dtype {input.dtype},"
-            f" got {tuple(residual.shape)} and {residual.dtype}"
-        )
-    ceiling = _shapes.number(op, "ceiling", ceiling)
-    if not ceiling > 0:
-        raise ValueError(f"{op}: ceiling must be above 0, got {ceiling}")
-    per_channel = (running_mean, running_var, weight, bias)
-    rest = (per_channel, training, momentum, eps, algorithm)
-    return _normalise(op, input, residual, *rest, _batch_norm_relu, ceiling)
+    op, per_channel = "batch_norm_relu", (running_mean, running_var, weight, bias)
+    try:
+        if not ceiling > 0:
+            raise ValueError(f"{op}: ceiling must be above 0, got {ceiling}")
+        z = None if residual is None else _as_images(_residual(op, residual, input))
+        rest = (eps, ceiling, algorithm or "")
+        return _normalise(op, _batch_norm_relu, input, (z,), per_channel, training, momentum, *rest)
+    except Exception:
+        same_dtype(op, input, residual=residual)
+        if residual is not None:
+            _residual(op, residual, input)
+        _shapes.number(op, "ceiling", ceiling)
+        _check(op, input, per_channel, training, momentum, eps, algorithm)
+        raise
 
 
 def _normalise(
     op: str,
+    kernels: Any,
     input: Tensor,
-    residual: Tensor | None,
+    residual: tuple[Tensor | None, ...],
     per_channel: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     training: bool,
     momentum: float,
-    eps: float,
-    algorithm: str | None,
-    kernels: Any,
-    ceiling: float = math.inf,
+    *rest: Any,
 ) -> Tensor:
-    """Checks the arguments of `op`, calls one of its two kernels, moves the running statistics."""
-    floating(op, input)
-    momentum, eps = _shapes.number(op, "momentum", momentum), _shapes.number(op, "eps", eps)
-    dtype = _batch_norm.stats_dtype(input)
-    sizes = [
-        None if t is None else _size(op, name, t, input, dtype)
-        for name, t in zip(_PER_CHANNEL, per_channel, strict=True)
-    ]
-    values = _shapes.batch_norm(op, input.shape, training, eps, *sizes)
-    algorithm = algorithm_name(op, algorithm)
-
-    x = _as_images(input)
-    operands: tuple[Tensor | None, ...] = (x,)
-    rest: tuple[Any, ...] = (eps, algorithm)
-    if kernels is _batch_norm_relu:
-        operands = (x, None if residual is None else _as_images(residual))
-        rest = (eps, ceiling, algorithm)
+    """Calls one of an operator's two kernels; moves the running statistics."""
     running_mean, running_var, weight, bias = per_channel
-    weight = weight if weight is None or weight.dtype == dtype else weight.to(dtype)
-    bias = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+    momentum = _shapes.number(op, "momentum", momentum)
+    x = _as_images(input)
+    half = x.dtype != _batch_norm.stats_dtype(x)
+    if half:
+        weight, bias = _widened(weight, x), _widened(bias, x)
     if training:
-        y, mean, var = kernels.train(*operands, weight, bias, *rest)
-        if running_mean is not None and running_var is not None and values > 0:
-            _batch_norm.update(running_mean, running_var, mean, var, values, momentum)
+        y, mean, var = kernels.train(x, *residual, weight, bias, *rest)
+        if running_mean is not None or running_var is not None:
+            _move(op, running_mean, running_var, mean, var, x, momentum)
     else:
-        assert running_mean is not None
-        assert running_var is not None
-        # Copies where a backward pass may read them: a later batch must not change this gradient.
-        copy = torch.is_grad_enabled()
-        mean, var = (
-            t if t.dtype == dtype and not copy else t.to(dtype, copy=copy)
-            for t in (running_mean, running_var)
+        if half:
+            running_mean, running_var = _widened(running_mean, x), _widened(running_var, x)
+        if torch.is_grad_enabled() and wants_derivative(x, *residual, weight, bias):
+            # A backward pass will read them: a later batch must not change this gradient.
+            running_mean, running_var = running_mean.clone(), running_var.clone()  # type: ignore[union-attr]
+        y = kernels.eval(x, *residual, running_mean, running_var, weight, bias, *rest)
+    return y if x is input else y.reshape(input.shape)
+
+
+def _check(
+    op: str,
+    input: Any,
+    per_channel: tuple[Any, ...],
+    training: bool,
+    momentum: Any,
+    eps: Any,
+    algorithm: Any,
+) -> None:
+    floating(op, input)
+    _shapes.number(op, "momentum", momentum)
+    eps = _shapes.number(op, "eps", eps)
+    for name, t in zip(_PER_CHANNEL, per_channel, strict=True):
+        if t is not None:
+            _typed(op, name, t, input)
+    sizes = [None if t is None else t.shape for t in per_channel]
+    _shapes.batch_norm(op, input.shape, training, eps, *sizes)
+    algorithm_name(op, algorithm)
+
+
+def _residual(op: str, residual: Tensor, input: Tensor) -> Tensor:
+    if residual.shape != input.shape or residual.dtype != input.dtype:
+        raise _shapes.ShapeError(
+            f"{op}: residual must have input's shape {tuple(input.shape)} and dtype {input.dtype},"
+            f" got {tuple(residual.shape)} and {residual.dtype}"
         )
-        y = kernels.eval(*operands, mean, var, weight, bias, *rest)
-    return y if y.dim() == input.dim() else y.reshape(input.shape)
+    return residual
 
 
-def _size(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> torch.Size:
-    """The shape of what is given per channel, once its type, dtype and device are right."""
+def _typed(op: str, name: str, t: Any, input: Tensor) -> None:
+    """Refuses what is given per channel, of a wrong type, dtype or device."""
     tensor(op, name, t)
-    if t.dtype != dtype and t.dtype != input.dtype:
-        allowed = " or ".join(str(d) for d in dict.fromkeys((dtype, input.dtype)))
+    if t.dtype != input.dtype and t.dtype != _batch_norm.stats_dtype(input):
+        dtypes = dict.fromkeys((_batch_norm.stats_dtype(input), input.dtype))
+        allowed = " or ".join(str(d) for d in dtypes)
         raise _shapes.ShapeError(
             f"{op}: {name} must be {allowed} for an input of {input.dtype}, got {t.dtype}"
         )
@@ -182,7 +202,31 @@ def _size(op: str, name: str, t: Any, input: Tensor, dtype: torch.dtype) -> torc
         raise _shapes.ShapeError(
             f"{op}: {name} must be on input's device {input.device}, got {t.device}"
         )
-    return t.shape
+
+
+def _move(
+    op: str,
+    running_mean: Any,
+    running_var: Any,
+    mean: Tensor,
+    var: Tensor,
+    x: Tensor,
+    momentum: float,
+) -> None:
+    """Moves the running statistics towards those of the batch x, unless that is empty."""
+    n, _, h, w = x.shape
+    if n > 0 and running.moved(running_mean, running_var, mean, var, n * h * w, momentum):
+        return
+    for name, t in (("running_mean", running_mean), ("running_var", running_var)):
+        _typed(op, name, t, x)
+        _shapes.channels(op, name, t.shape, x.shape)
+    if n > 0:
+        running.update(running_mean, running_var, mean, var, n * h * w, momentum)
+
+
+def _widened(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """What is given per channel in x's dtype, in that of the sums; the kernels refuse any other."""
+    return t if t is None or t.dtype != x.dtype else t.to(_batch_norm.stats_dtype(x))
 
 
 def _as_images(input: Tensor) -> Tensor:
