@@ -49,7 +49,7 @@
      "(Tensor dy, Tensor x, SymInt kh, SymInt kw, " CONV "bool channels_last, str algorithm) -> Tensor")             \
   OP(max_pool2d, "(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> (Tensor y, Tensor indices)")              \
   OP(max_pool2d_bwd, "(Tensor dy, Tensor indices, " PLANE MAX_POOL "bool channels_last, str algorithm) -> Tensor")   \
-  OP(max_pool2d_taps, "(Tensor x, " MAX_POOL "bool ceil_mode, bool keep, str algorithm) -> (Tensor y, Tensor taps)") \
+  OP(max_pool2d_taps, "(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> (Tensor y, Tensor taps)")            \
   OP(max_pool2d_taps_bwd, "(Tensor dy, Tensor taps, " PLANE AVG_POOL "bool channels_last, str algorithm) -> Tensor") \
   OP(avg_pool2d,                                                                                                     \
      "(Tensor x, " AVG_POOL "bool ceil_mode, bool count_include_pad, int divisor, str algorithm) -> Tensor")         \
@@ -82,6 +82,8 @@ STABLE_TORCH_LIBRARY(pyconv, m) {
   // All gradients of a convolution in one call, for a backward pass of which no derivative is wanted.
   m.def("_conv2d_bwd(Tensor dy, Tensor? x, Tensor? w, " PLANE "int kh, int kw, " CONV
         "bool channels_last, bool bias, str algorithm) -> (Tensor dx, Tensor dw, Tensor db)");
+  // The maxima alone, of which no derivative is wanted.
+  m.def("_max_pool2d_values(Tensor x, " MAX_POOL "bool ceil_mode, str algorithm) -> Tensor");
   // Both running statistics in one call: three calls of torch cost twice as much as the batch norm of a small image.
   m.def(
       "_batch_norm_move(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
@@ -94,6 +96,7 @@ STABLE_TORCH_LIBRARY(pyconv, m) {
 STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, m) {
   PYCONV_OPS(IMPLEMENT)
   m.impl("_conv2d_bwd", TORCH_BOX(&pyconv::ops::conv2d_bwd));
+  m.impl("_max_pool2d_values", TORCH_BOX(&pyconv::ops::max_pool2d_values));
   m.impl("_batch_norm_move", TORCH_BOX(&pyconv::ops::batch_norm_move));
 }
 

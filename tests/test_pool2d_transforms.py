@@ -67,10 +67,10 @@ def test_an_average_saves_no_tensor(name):
 RAW = {
     "max_pool2d": lambda x, y, i, last: (x, 3, 3, 2, 2, 1, 1, 1, 1, True, ""),
     "max_pool2d_bwd": lambda x, y, i, last: (y, i, 6, 7, 3, 3, 2, 2, 1, 1, 1, 1, last, ""),
-    "max_pool2d_taps": lambda x, y, i, last: (x, 3, 3, 2, 2, 1, 1, 1, 1, True, True, ""),
+    "max_pool2d_taps": lambda x, y, i, last: (x, 3, 3, 2, 2, 1, 1, 1, 1, True, ""),
     "max_pool2d_taps_bwd": lambda x, y, i, last: (
         y,
-        torch.ops.pyconv.max_pool2d_taps(x, 3, 3, 2, 2, 1, 1, 1, 1, True, True, "")[1],
+        torch.ops.pyconv.max_pool2d_taps(x, 3, 3, 2, 2, 1, 1, 1, 1, True, "")[1],
         6,
         7,
         3,

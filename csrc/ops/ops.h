@@ -37,7 +37,9 @@ Tensor max_pool2d_bwd(const Tensor& dy, const Tensor& indices, int64_t IH, int64
                       int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH, int64_t DW, bool channels_last,
                       const std::string& algorithm);
 Tensor2 max_pool2d_taps(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
-                        int64_t DH, int64_t DW, bool ceil_mode, bool keep, const std::string& algorithm);
+                        int64_t DH, int64_t DW, bool ceil_mode, const std::string& algorithm);
+Tensor max_pool2d_values(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+                         int64_t DH, int64_t DW, bool ceil_mode, const std::string& algorithm);
 Tensor max_pool2d_taps_bwd(const Tensor& dy, const Tensor& taps, int64_t IH, int64_t IW, int64_t KH, int64_t KW,
                            int64_t SH, int64_t SW, int64_t PH, int64_t PW, bool channels_last,
                            const std::string& algorithm);

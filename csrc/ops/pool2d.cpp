@@ -133,6 +133,23 @@ void require_taps(const char* op, const Pool2dShape& s) {
           "taps are of undilated windows of at most 255 pixels");
 }
 
+Pool2dShape max_shape(const char* op, const Tensor& x, PoolAxis h, PoolAxis w, bool ceil_mode) {
+  require_image(op, x);
+  h.in = x.size(2), w.in = x.size(3);
+  return {x.size(0),       x.size(1),   forward_axis(op, h, ceil_mode), forward_axis(op, w, ceil_mode),
+          dtype_of(x, op), layout_of(x)};
+}
+
+// On the CPU, without indices.
+Tensor maxima(const char* op, const Pool2dShape& s, const Tensor& x, uint8_t* taps, const std::string& algorithm) {
+  require(!x.is_cuda(), op, "taps are for the CPU");
+  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::fwd, algorithm);
+  const Tensor xd = dense(x, s.layout);
+  Tensor y = empty_y(s, x.scalar_type(), x);
+  kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr(), {nullptr, taps});
+  return y;
+}
+
 Tensor avg_fwd(const char* op, const Pool2dShape& s, const Tensor& x, const std::string& algorithm) {
   const Tensor xd = dense(x, s.layout);
   Tensor y = empty_y(s, x.scalar_type(), x);
@@ -154,35 +171,24 @@ Tensor avg_bwd(const char* op, const Pool2dShape& s, const Tensor& dy, const std
 Tensor2 max_pool2d(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW, int64_t DH,
                    int64_t DW, bool ceil_mode, const std::string& algorithm) {
   const char* op = "max_pool2d";
-  require_image(op, x);
-  const Pool2dShape s = {x.size(0),
-                         x.size(1),
-                         forward_axis(op, {x.size(2), 0, KH, SH, PH, DH}, ceil_mode),
-                         forward_axis(op, {x.size(3), 0, KW, SW, PW, DW}, ceil_mode),
-                         dtype_of(x, op),
-                         layout_of(x)};
-  return max_fwd(op, s, x, algorithm);
+  return max_fwd(op, max_shape(op, x, {0, 0, KH, SH, PH, DH}, {0, 0, KW, SW, PW, DW}, ceil_mode), x, algorithm);
 }
 
 Tensor2 max_pool2d_taps(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
-                        int64_t DH, int64_t DW, bool ceil_mode, bool keep, const std::string& algorithm) {
+                        int64_t DH, int64_t DW, bool ceil_mode, const std::string& algorithm) {
   const char* op = "max_pool2d";
-  require_image(op, x);
-  require(!x.is_cuda(), op, "taps are for the CPU");
-  const Pool2dShape s = {x.size(0),
-                         x.size(1),
-                         forward_axis(op, {x.size(2), 0, KH, SH, PH, DH}, ceil_mode),
-                         forward_axis(op, {x.size(3), 0, KW, SW, PW, DW}, ceil_mode),
-                         dtype_of(x, op),
-                         layout_of(x)};
-  if (keep) require_taps(op, s);
-  const pool2d::MaxKernel& kernel = pool2d::choose_max(op, s, Pass::fwd, algorithm);
-  const Tensor xd = dense(x, s.layout);
-  Tensor y = empty_y(s, x.scalar_type(), x);
-  Tensor taps = keep ? empty_y(s, ScalarType::Byte, x) : empty(0, ScalarType::Byte, x);
-  kernel.fwd(s, xd.const_data_ptr(), y.mutable_data_ptr(),
-             {nullptr, keep ? static_cast<uint8_t*>(taps.mutable_data_ptr()) : nullptr});
+  const Pool2dShape s = max_shape(op, x, {0, 0, KH, SH, PH, DH}, {0, 0, KW, SW, PW, DW}, ceil_mode);
+  require_taps(op, s);
+  Tensor taps = empty_y(s, ScalarType::Byte, x);
+  const Tensor y = maxima(op, s, x, static_cast<uint8_t*>(taps.mutable_data_ptr()), algorithm);
   return {y, taps};
+}
+
+Tensor max_pool2d_values(const Tensor& x, int64_t KH, int64_t KW, int64_t SH, int64_t SW, int64_t PH, int64_t PW,
+                         int64_t DH, int64_t DW, bool ceil_mode, const std::string& algorithm) {
+  const char* op = "max_pool2d";
+  const Pool2dShape s = max_shape(op, x, {0, 0, KH, SH, PH, DH}, {0, 0, KW, SW, PW, DW}, ceil_mode);
+  return maxima(op, s, x, nullptr, algorithm);
 }
 
 Tensor max_pool2d_taps_bwd(const Tensor& dy, const Tensor& taps, int64_t IH, int64_t IW, int64_t KH, int64_t KW,

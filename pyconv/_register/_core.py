@@ -67,6 +67,12 @@ def _cast(args: Sequence[Any], device: str) -> tuple[Any, ...]:
     )
 
 
+def _cast_if_on(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    device = args[0].device.type
+    casting = device != "meta" and _autocasting(device)
+    return _cast(args, device) if casting else args
+
+
 def register(
     name: str,
     *,
@@ -78,7 +84,7 @@ def register(
     vmap: Callable[..., Any],
     flops: Callable[..., int] | None = None,
     autocast: bool = False,
-) -> Callable[..., Any]:
+) -> Any:
     """Tells torch about pyconv::`name` and returns the differentiable function to call.
 
     The first `tensors` arguments are tensors (or None); the others are plain numbers. `setup` must
@@ -103,19 +109,7 @@ def register(
     # The apply that Function.apply ends in; before it, 2 us go into asking what `call` has asked.
     eager = super(torch.autograd.Function, Eager).apply
 
-    def call(*args: Any) -> Any:
-        if _compiling() or _transforming() or forward_ad._current_level >= 0:
-            return op(*args)
-        if _grad_enabled():
-            for tensor in args[:tensors]:
-                if tensor is not None and tensor.requires_grad:
-                    return eager(*args)
-        return raw(*args)
-
-    if autocast:
-        _register_autocast(name, op)
-    call.__name__ = call.__qualname__ = name
-    return call
+    return _doors(name, op, eager, raw, tensors, autocast)
 
 
 def register_for_inference(
@@ -126,12 +120,12 @@ def register_for_inference(
     vmap: Callable[..., Any],
     flops: Callable[..., int],
     instead: str,
-) -> Callable[..., Any]:
+) -> Any:
     """As `register`, for an operator without derivatives: wanting one is an error that says what to
     do `instead`."""
     op, raw = _declare(name, tensors, fake, flops)
 
-    def refuse() -> None:
+    def refuse(*_: Any) -> None:
         raise RuntimeError(
             f"{name}: it has no derivatives, being for inference only, but an argument wants one; {instead}"
         )
@@ -143,19 +137,45 @@ def register_for_inference(
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-    def call(*args: Any) -> Any:
-        if _compiling() or _transforming() or forward_ad._current_level >= 0:
-            return op(*args)
-        if _grad_enabled():
-            for tensor in args[:tensors]:
-                if tensor is not None and tensor.requires_grad:
-                    refuse()
-        return raw(*args)
-
     torch.library.register_vmap(f"pyconv::{name}", vmap)
     _library.impl(name, kernel, "Autograd", with_keyset=True)
-    _register_autocast(name, op)
-    call.__name__ = call.__qualname__ = name
+    return _doors(name, op, refuse, raw, tensors, autocast=True)
+
+
+def _doors(
+    name: str,
+    op: Callable[..., Any],
+    eager: Callable[..., Any],
+    raw: Callable[..., Any],
+    tensors: int,
+    autocast: bool,
+) -> Any:
+    """The function to call. Where `autocast` is so, it has a twin for people, `under_autocast`, that
+    casts where autocast is on.
+
+    The gradient formulas use the function itself, so that a backward pass inside the autocast
+    region still runs in the dtype of its forward pass.
+    """
+
+    def door(casts: bool) -> Any:
+        def call(*args: Any) -> Any:
+            if _compiling() or _transforming() or forward_ad._current_level >= 0:
+                return op(*_cast_if_on(args)) if casts else op(*args)
+            if casts and _any_autocasting():
+                args = _cast_if_on(args)
+            if _grad_enabled():
+                for tensor in args[:tensors]:
+                    if tensor is not None and tensor.requires_grad:
+                        return eager(*args)
+            return raw(*args)
+
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    call = door(casts=False)
+    if autocast:
+        _register_autocast(name, op)
+        call.under_autocast = door(casts=True)
     return call
 
 
@@ -291,23 +311,6 @@ def wants_derivative(*tensors: Tensor | None) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
-
-
-def under_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` for people: casts first where autocast is on.
-
-    The gradient formulas use `call` itself, so that a backward pass inside the autocast region
-    still runs in the dtype of its forward pass.
-    """
-
-    def cast_and_call(*args: Any) -> Any:
-        if not (_compiling() or _any_autocasting()):
-            return call(*args)
-        device = args[0].device.type
-        casting = device != "meta" and _autocasting(device)
-        return call(*(_cast(args, device) if casting else args))
-
-    return cast_and_call
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

@@ -22,7 +22,6 @@ from pyconv._register._core import (
     memory_format,
     register,
     register_for_inference,
-    under_autocast,
 )
 
 # geometry = (sh, sw, ph, pw, dh, dw, groups)
@@ -309,8 +308,8 @@ bwd_weight = register(
 # All three at once: half the calls, one copy of a dy in another layout, and a kernel for db.
 _bwd = _native.lib and declare("_conv2d_bwd", 3, _fake_bwd, _bwd_flops)._op
 
-conv2d = under_autocast(fwd)
-conv2d_fused = under_autocast(_fused)
+conv2d = fwd.under_autocast
+conv2d_fused = _fused.under_autocast
 
 
 def pack(x: Tensor, w: Tensor, geometry: tuple[int, ...], algorithm: str) -> Tensor | None:
@@ -321,12 +320,9 @@ def pack(x: Tensor, w: Tensor, geometry: tuple[int, ...], algorithm: str) -> Ten
     return packed if packed.numel() else None
 
 
-_transposed = under_autocast(bwd_input)
-
-
 def transposed(x, w, size, stride, padding, dilation, groups, algorithm):
     """conv_transpose2d without bias: the input gradient, with x in the place of dy."""
     last = memory_format(x, w) == torch.channels_last
-    return _transposed(
+    return bwd_input.under_autocast(
         x, w, size[2], size[3], *stride, *padding, *dilation, groups, last, algorithm
     )

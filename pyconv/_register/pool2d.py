@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyconv import _native, _pool_shapes
 from pyconv._register._core import (
+    declare,
     empty,
     format_of,
     is_channels_last,
@@ -114,24 +115,27 @@ def _add_jvp(ctx: Any, tdy: Tensor, *_: Any) -> Any:
 # --- y, taps = max_pool2d_taps(x)
 
 
-def tells_taps(
-    x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int, _: bool
-) -> bool:
-    """Whether max_pool2d_taps can pool x: on the CPU, and with a tap for every pixel if one asks."""
+def maxima(x: Tensor, *args: Any) -> Tensor:
+    """y alone, by the kernel that writes the least beside it."""
     if x.is_cuda or _native.emulates_cuda:
-        return False
-    return (dh == dw == 1 and kh * kw <= 255) or not wants_derivative(x)
+        return max_pool(x, *args)[0]
+    if _values and not wants_derivative(x):
+        return _values(x, *args)
+    kh, kw, _sh, _sw, _ph, _pw, dh, dw = args[:8]
+    tells = dh == dw == 1 and kh * kw <= 255  # a tap for every pixel of a window
+    return (max_taps if tells else max_pool)(x, *args)[0]
 
 
-def _fake_taps(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, keep, algorithm):
+def _fake_taps(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm):
+    y = _fake_values(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm)
+    return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+def _fake_values(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm):
     size = _pool_shapes.pool2d(
         "max_pool2d", x.shape, (kh, kw), (sh, sw), (ph, pw), (dh, dw), ceil_mode
     )
-    format = memory_format(x)
-    y = empty(x, size, format)
-    return y, empty(x, size, format, dtype=torch.uint8) if keep else x.new_empty(
-        0, dtype=torch.uint8
-    )
+    return empty(x, size, memory_format(x))
 
 
 def _indices_of(taps: Tensor, iw: Any, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int) -> Any:
@@ -142,7 +146,7 @@ def _indices_of(taps: Tensor, iw: Any, kh: int, kw: int, sh: int, sw: int, ph: i
 
 
 def _taps_setup(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-    x, *window, _dh, _dw, _ceil_mode, _keep, ctx.algorithm = inputs
+    x, *window, _dh, _dw, _ceil_mode, ctx.algorithm = inputs
     y, taps = outputs
     ctx.mark_non_differentiable(taps)
     ctx.set_materialize_grads(False)
@@ -154,7 +158,7 @@ def _taps_setup(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None
 
 
 def _taps_backward(ctx: Any, dy: Tensor | None, _: Any) -> Any:
-    none = (None,) * 11
+    none = (None,) * 10
     if dy is None:
         return None, *none
     (taps,) = ctx.saved_tensors
@@ -322,3 +326,4 @@ gather: Callable[..., Any] = register(
     jvp=_gather_jvp,
     vmap=folded(lambda *args: gather(*args), 2),
 )
+_values = _native.lib and declare("_max_pool2d_values", 1, _fake_values, None)._op

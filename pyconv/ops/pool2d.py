@@ -10,7 +10,6 @@ from torch import Tensor
 from pyconv import _pool_shapes
 from pyconv._register import avg_pool2d as _avg_pool2d
 from pyconv._register import pool2d as _pool2d
-from pyconv._register._core import wants_derivative
 from pyconv._shapes import ShapeError, pair
 from pyconv.ops._check import algorithm_name, batched, floating, tensor
 
@@ -92,15 +91,15 @@ def max_pool2d(
         (kh, kw), (sh, sw), (ph, pw) = _pool_shapes.window(op, kernel_size, stride, padding)
         dh, dw = pair(op, "dilation", dilation)
         window = (kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode)
-        if return_indices or not _pool2d.tells_taps(x, *window):
+        if return_indices:
             y, indices = _pool2d.max_pool(x, *window, algorithm or "")
         else:
-            y, indices = _pool2d.max_taps(x, *window, wants_derivative(x), algorithm or "")
+            y = _pool2d.maxima(x, *window, algorithm or "")
     except Exception:
         _check_pool(op, input, kernel_size, stride, padding, dilation, ceil_mode, algorithm)
         raise
     if x is not input:
-        y, indices = y.squeeze(0), indices.squeeze(0) if return_indices else indices
+        y, indices = y.squeeze(0), indices.squeeze(0) if return_indices else None
     return (y, indices) if return_indices else y
 
 

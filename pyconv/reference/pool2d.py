@@ -144,13 +144,10 @@ def max_pool2d_taps(
     dh: int,
     dw: int,
     ceil_mode: bool,
-    keep: bool,
     algorithm: str,
 ) -> tuple[Tensor, Tensor]:
-    """As max_pool2d; instead of indices, if one asks to `keep` them, taps kh*KW + kw in a byte."""
+    """As max_pool2d; instead of indices, taps kh*KW + kw in a byte."""
     y, indices = max_pool2d(x, kh, kw, sh, sw, ph, pw, dh, dw, ceil_mode, algorithm)
-    if not keep:
-        return y, x.new_empty(0, dtype=torch.uint8)
     iw = x.shape[3]
     row = torch.arange(y.shape[2], device=x.device)[:, None] * sh - ph
     column = torch.arange(y.shape[3], device=x.device) * sw - pw
