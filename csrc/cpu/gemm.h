@@ -44,11 +44,13 @@ struct Right {
   const P* b;
   int64_t term;
 };
-// What the sums start from: a tile, or one row for all.
+// What the sums start from, a tile or one row for all; but the sums of earlier terms are added last, so that no chain of
+// additions is longer than KC. 3x3 of 256 channels at 14x14, 2304 terms: largest error 7, in one chain 33, in units of
+// 2^-24 of the largest output (torch 4 in NCHW, 33 in channels_last).
 template <class A>
 struct Start {
   const A* c;
-  bool tile;
+  bool tile, later;
 };
 // Where the sums go: back into a tile, or, when they are complete, `lanes` of them into the output.
 template <class T>
@@ -110,18 +112,21 @@ template <int R, int NV, class P, class A, class T>
 PYCONV_NOINLINE void multiply_tile(const Left<P>& left, const Right<P>& right, const Start<A>& start,
                                    const Target<T>& to) {
   constexpr int64_t L = Vec<A>::size, BN = 2 * L;
-  vec<A> sum[R][NV];
-  if (start.tile) {
+  const A* c = start.c;
+  const int64_t c_row = start.tile ? BN : 0;
+  vec<A> sum[R][NV] = {};
+  if (!start.later) {
     _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(start.c + i * BN + v * L);
-    }
-  } else {
-    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
-      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(start.c + v * L);
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] = load(c + i * c_row + v * L);
     }
   }
   if (!to.tile) prefetch_rows<R, NV>(to.y, to.row);
   add_terms<A>(left, right, sum);
+  if (start.later) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
+      _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) sum[i][v] += load(c + i * BN + v * L);
+    }
+  }
   if (!to.tile && !to.finish.residual) {
     const Finish<T> finish = to.finish;
     const int64_t row = to.row, last = to.lanes - (NV - 1) * L;

@@ -112,7 +112,7 @@ struct Problem {
           const int64_t lanes = at_most(BN, s.pixels - p * BN);
           const PixelPanel& panel = s.panel[p];
           A* c = s.tile(q * lane_panels + p, J);
-          const Start<A> start = {j == 0 ? s.bias : c, true};
+          const Start<A> start = {j == 0 ? s.bias : c, true, j > 0};
           const bool direct = last && count % 2 == 0 && panel.outs == 1 && u.w.out_step == 1;
           T* y = s.y + m * O.c;
           multiply(count, lanes, w, s.right[p], start,
@@ -161,7 +161,7 @@ struct Problem {
           const int64_t m = s.m0 + p * BN, lanes = at_most(BN, M - m);
           const P* b = panels + ((s.g * divide_up(M, BN) + m / BN) * (J + L) + j) * BN;
           A* c = s.tile(q * lane_panels + p, J);
-          const Start<A> start = {j == 0 ? s.bias + p * BN : c, j > 0};
+          const Start<A> start = {j == 0 ? s.bias + p * BN : c, j > 0, j > 0};
           T* y = s.y + m;
           multiply(count, lanes, x, Right<P>{b, BN}, start,
                    Target<T>{direct ? nullptr : c, y + out[0], direct ? out[1] - out[0] : 0, lanes, finish});

@@ -112,7 +112,7 @@ struct WeightGradient {
             const Left<P>&left = turned() ? panel : b.panel[q - q0], &right = turned() ? b.panel[q - q0] : panel;
             const int64_t channels = channel_of(q + 1) - channel_of(q);
             multiply(turned() ? taps : channels, turned() ? channels : taps, left, Right<P>{right.a, right.term},
-                     Start<A>{start ? zero : c, !start}, Target<A>{c, nullptr, 0, 0, {}});
+                     Start<A>{start ? zero : c, !start, !start}, Target<A>{c, nullptr, 0, 0, {}});
           }
         }
       }
