@@ -9,28 +9,6 @@ inline uint64_t remainders_read(const Axis& a) {
   return bits;
 }
 
-// to[k] = from[k * step]
-template <class T>
-PYCONV_INLINE void copy_every(const T* from, int64_t step, int64_t count, T* to) {
-  int64_t k = 0;
-  if constexpr (sizeof(T) < 4) {  // the lowest 16 bits of each `step`; but the last has none beside it
-    typedef uint64_t Words __attribute__((vector_size(PYCONV_BYTES)));
-    typedef uint16_t Quarters __attribute__((vector_size(PYCONV_BYTES / 4), aligned(2), may_alias));
-    constexpr int64_t L = Vec<float>::size;
-    for (; step == 2 && k + L < count; k += L) {
-      Bits two;
-      __builtin_memcpy(&two, from + 2 * k, sizeof two);
-      *reinterpret_cast<UnalignedHalves*>(to + k) = __builtin_convertvector(two, Halves);
-    }
-    for (; step == 4 && k + L / 2 < count; k += L / 2) {
-      Words four;
-      __builtin_memcpy(&four, from + 4 * k, sizeof four);
-      *reinterpret_cast<Quarters*>(to + k) = __builtin_convertvector(four, Quarters);
-    }
-  }
-  for (; k < count; k++) to[k] = from[k * step];
-}
-
 // to[r * pitch + k] = line[left + k * S + r] for k < count and each r < S whose bit is set; zero where that is outside the
 // line's `columns`. All r share their loads, and borders are lanes that are not loaded. A loop for each r took 12 % of the
 // weight gradient of 3x3 with stride 2, 16 % with 4x4 and stride 4 (NCHW, one thread of Zen 5); this takes 8 and 8.
@@ -51,6 +29,36 @@ PYCONV_INLINE void split_line(const T* line, int64_t left, int64_t columns, int6
     deinterleave<T, S>(v);
     _Pragma("GCC unroll 4") for (int r = 0; r < S; r++) {
       if (bits >> r & 1) store_up_to(to + r * pitch + k, v[r], count - k);
+    }
+  }
+}
+
+// The same for 16-bit types: S values are one word, which is shifted and cut short for each r. Over a loop for each r, two
+// threads of Zen 5, NCHW, bfloat16: 8x8 with stride 4 1.2 times as fast, 1x1 with stride 2 1.2, 3x3 1.05.
+template <int S, class T>
+PYCONV_INLINE void split_halves(const T* line, int64_t left, int64_t columns, int64_t count, uint64_t bits, T* to,
+                                int64_t pitch) {
+  typedef typename std::conditional<S == 2, uint32_t, uint64_t>::type Word;
+  typedef Word Words __attribute__((vector_size(PYCONV_BYTES)));
+  typedef uint16_t Part __attribute__((vector_size(PYCONV_BYTES / S)));
+  constexpr int64_t L = PYCONV_BYTES / sizeof(Word);
+  for (int64_t done = 0; done < count; done += L) {
+    const int64_t k = at_most(done, at_least(count - L, 0));  // the last ends with the line, and does some again
+    const int64_t first = left + k * S, begin = at_least(-first, 0), end = at_most(columns - first, L * S);
+    Words words = {};
+    if (begin == 0 && end == L * S) {
+      __builtin_memcpy(&words, line + first, sizeof words);
+    } else if (begin < end) {
+      __builtin_memcpy(reinterpret_cast<T*>(&words) + begin, line + first + begin, (end - begin) * sizeof(T));
+    }
+    for (int r = 0; r < S; r++) {
+      if (!(bits >> r & 1)) continue;
+      const Part part = __builtin_convertvector(words >> (16 * r), Part);
+      if (count - k >= L) {
+        __builtin_memcpy(to + r * pitch + k, &part, sizeof part);
+      } else {
+        __builtin_memcpy(to + r * pitch + k, &part, (count - k) * sizeof(T));
+      }
     }
   }
 }
@@ -180,19 +188,25 @@ struct Im2col {
     for (int64_t i = 0; i < count; i++, to += P.h) {
       if (!(rows_read >> i * line_step % h.step % 64 & 1)) continue;
       const T* from = line(image, first + i * line_step);
-      if constexpr (sizeof(T) >= 4) {
-        if (from && w.step == 2) {
-          split_line<2>(from, w.lowest(), w.source, phase, columns_read, to, phase);
-          continue;
-        }
-        if (from && w.step == 4) {
-          split_line<4>(from, w.lowest(), w.source, phase, columns_read, to, phase);
-          continue;
-        }
+      if (from && w.step == 2) {
+        split<2>(from, to);
+        continue;
+      }
+      if (from && w.step == 4) {
+        split<4>(from, to);
+        continue;
       }
       for (int64_t r = 0; r < w.step; r++) {
         if (columns_read >> r % 64 & 1) copy_remainder(from, w.lowest() + r, to + r * phase);
       }
+    }
+  }
+  template <int S>
+  void split(const T* from, T* to) const {
+    if constexpr (sizeof(T) >= 4) {
+      split_line<S>(from, w.lowest(), w.source, phase, columns_read, to, phase);
+    } else {
+      split_halves<S>(from, w.lowest(), w.source, phase, columns_read, to, phase);
     }
   }
   void copy_remainder(const T* from, int64_t left, T* out) const {
@@ -201,7 +215,8 @@ struct Im2col {
     if (!from || begin == end) return fill_zero(out, phase);
     from += left + begin * w.step;
     if (begin > 0) fill_zero(out, begin);
-    w.step == 1 ? copy(from, end - begin, out + begin) : copy_every(from, w.step, end - begin, out + begin);
+    if (w.step == 1) copy(from, end - begin, out + begin);
+    for (int64_t k = begin; w.step > 1 && k < end; k++) out[k] = from[(k - begin) * w.step];
     if (end < phase) fill_zero(out + end, phase - end);
   }
   // The same of C channels side by side, columns in their order.
