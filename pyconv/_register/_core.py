@@ -239,7 +239,8 @@ class _Primals:
     def __init__(self, ctx: Any) -> None:
         self._ctx = ctx
         self.saved_tensors = tuple(
-            None if t is None else torch._VF._unpack_dual(t, level=0)[0] for t in ctx.saved_tensors
+            None if t is None else forward_ad.unpack_dual(t, level=0).primal
+            for t in ctx.saved_tensors
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -79,7 +79,7 @@ def ceiling_of(relu: Module) -> float | None:
     """What a ReLU, or a ReLU6 or Hardtanh from 0 on, never exceeds; None of any other layer."""
     if type(relu) is torch.nn.ReLU:
         return math.inf
-    if isinstance(relu, torch.nn.Hardtanh) and type(relu) in (torch.nn.ReLU6, torch.nn.Hardtanh):
+    if type(relu) is torch.nn.ReLU6 or type(relu) is torch.nn.Hardtanh:
         return relu.max_val if relu.min_val == 0 < relu.max_val else None
     return None
 
