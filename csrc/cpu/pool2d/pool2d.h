@@ -31,6 +31,24 @@ using AvgBwd = void(const Pool2dShape& s, const void* dy, void* dx);
 using ToPlane = bool(const Pool2dShape& s, const void* pooled, const int64_t* indices, void* plane);
 using FromPlane = bool(const Pool2dShape& s, const void* plane, const int64_t* indices, void* pooled);
 
+// K x K windows of stride S and padding P, for those that rows.h is compiled for: the ones of most networks.
+template <int k, int s, int p>
+struct Window {
+  static constexpr int K = k, S = s, P = p;
+};
+// Calls body(Window()), or returns false.
+template <class Body>
+PYCONV_INLINED bool with_window(const Pool2dShape& s, const Body& body) {
+  const PoolAxis &h = s.h, &w = s.w;
+  const bool square = h.kernel == w.kernel && h.stride == w.stride && h.padding == w.padding;
+  if (!square || h.dilation > 1 || w.dilation > 1) return false;
+  if (h.kernel == 2 && h.stride == 2 && h.padding == 0) return body(Window<2, 2, 0>()), true;
+  if (h.kernel == 3 && h.stride == 2 && h.padding == 0) return body(Window<3, 2, 0>()), true;
+  if (h.kernel == 3 && h.stride == 2 && h.padding == 1) return body(Window<3, 2, 1>()), true;
+  if (h.kernel == 3 && h.stride == 1 && h.padding == 1) return body(Window<3, 1, 1>()), true;
+  return false;
+}
+
 using WhyNot = std::string(const Pool2dShape&, Pass, Ask);
 
 struct MaxKernel {

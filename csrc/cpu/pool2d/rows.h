@@ -6,7 +6,8 @@
 //           A padded row is split by column modulo SW into phases (SW, length): column p lies at phases[p % SW][p / SW],
 //           so that tap kw meets ow at phases[kw*DW % SW][ow + kw*DW / SW], contiguous in ow for every stride
 // Tiling    thread: planes in ascending order; in L1: the split rows of a band of rows of y, or a band of rows of dy
-// Cost      forward, per row of y: KH vector steps per L columns of x, one copy, KW steps per L outputs
+// Cost      forward, per row of y: KH vector steps per L columns of x, one copy, KW steps per L outputs; no copy of windows
+//           that are known when this is compiled (rows_known.h)
 // Limits    NCHW, planes below 2^31 pixels, no adaptive windows (max's backward from indices, a scatter, takes any)
 // Source    reference.cpp; separable windows as in van Herk, Pattern Recognition Letters 13(7), 1992
 
@@ -32,12 +33,20 @@ void for_planes(const Pool2dShape& s, const Planes& planes) {
   parallel_for(s.N * s.C, divide_up(serial_pixels, s.h.in * s.w.in), planes);
 }
 
+#include "cpu/pool2d/rows_known.h"
+
 #include "cpu/pool2d/rows_bwd.h"
 
 // finish(oh, ow, v) are the outputs of L windows whose pixels Op made v of.
 template <class Op, class T, class Finish>
 PYCONV_INLINE void forward(const Pool2dShape& s, const T* x, T* y, int64_t begin, int64_t end, const Finish& finish) {
   using A = acc_t<T>;
+  if (pool2d::with_window(s, [&](auto window) {
+        using W = decltype(window);
+        forward_known<Op, W::K, W::S, W::P>(s, x, y, begin, end, finish);
+      })) {
+    return;
+  }
   const int64_t band = band_of(s);
   const bool far = is_far(s);
   const Phases<A> split(s.w, Op::template none<A>, band);
@@ -68,6 +77,12 @@ PYCONV_INLINE void forward(const Pool2dShape& s, const T* x, T* y, int64_t begin
 template <Keep keep, class T>
 void max_where(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where, int64_t begin, int64_t end) {
   using A = acc_t<T>;
+  if (pool2d::with_window(s, [&](auto window) {
+        using W = decltype(window);
+        where_known<keep, W::K, W::S, W::P>(s, x, y, where, begin, end);
+      })) {
+    return;
+  }
   constexpr int64_t L = Vec<A>::size;
   const int64_t band = band_of(s), width = round_up(s.w.out, L);
   const int64_t most_rows = (band - 1) * s.h.stride + (s.h.kernel - 1) * s.h.dilation + 1;

@@ -9,27 +9,25 @@
 
 namespace pyconv::pool2d {
 
-namespace {
-
-// `largest`: bytes of the narrowest tile with 64-byte vectors. An adaptive window has no other kernel.
-std::string why_not(const Pool2dShape& s, Ask ask, int64_t largest) {
+// `largest`: bytes of the narrowest tile with 64-byte vectors, beyond which rows.h is faster (Zen 5): windows that it knows
+// take 0.4 to 0.9 times as long there over 28 x 28, as long over 14 x 14, twice as long over 8 x 8; windows that it does not
+// know 1.4 times over 28 x 28. An adaptive window has no other kernel.
+std::string transposed_avg_why_not(const Pool2dShape& s, Pass pass, Ask ask) {
   if (s.layout != Layout::nchw) return "it turns planes, which in channels_last lie turned already";
   const bool adaptive = s.h.adaptive() || s.w.adaptive();
+  const bool known = pass == Pass::fwd && with_window(s, [](auto) {});
+  const int64_t largest = known ? 32768 : 98304;
   if (ask == Ask::chosen && !adaptive && (s.h.in * s.w.in + s.h.out * s.w.out) * 64 > largest) {
     return "planes this large fill the lanes of rows, which turns nothing";
   }
   return "";
 }
 
-}  // namespace
-
-// rows.h takes 1.4 times as long as this for 3x3 windows of stride 2 over 28 x 28, and 0.6 times for 3x3 windows of stride 1.
-std::string transposed_avg_why_not(const Pool2dShape& s, Pass, Ask ask) { return why_not(s, ask, 98304); }
-
-// Of gradients of maxima rows.h takes 1.3 times as long over 14 x 14, and 0.7 times over 28 x 28 (2x2 windows, Zen 5).
+// Gradients of maxima as forward passes, though rows.h is 1.1 to 2 times as slow up to 14 x 14.
 std::string transposed_max_why_not(const Pool2dShape& s, Pass pass, Ask ask) {
   if (s.h.in * s.w.in > INT32_MAX) return "its indices are 32-bit and the plane has 2^31 pixels or more";
-  return why_not(s, ask, pass == Pass::bwd_input ? 49152 : 98304);
+  const bool gathered = pass == Pass::bwd_input && with_window(s, [](auto) {});
+  return transposed_avg_why_not(s, gathered ? Pass::fwd : pass, ask);
 }
 
 void transposed_max_fwd(const Pool2dShape& s, const void* x, void* y, const Where& where) {
