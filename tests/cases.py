@@ -84,6 +84,12 @@ CONV2D = [
         "mb1ic32ih7iw14oc32kh5ph2g32",
         "mb1ic20ih8iw15oc20kh3sh2ph1g20",
         "mb1ic16ih15iw29oc16kh3sh2ph1g16",
+        # depthwise 3x3: tiles of 7 x 2, 4 x 2 and, of gradients at stride 2, 4 x 4 from either parity of padding
+        "mb1ic33ih8iw7oc33kh3g33",
+        "ic16ih14iw3oc16kh3ph2pw0g16",
+        "mb1ic17ih9iw12oc17kh3sh2g17",
+        "ic16ih7iw10oc16kh3sh2ph2pw1g16",
+        "mb1ic48ih8iw5oc48kh3sh2ph1pw2g48",
         "mb1ic18ih14iw9oc18kh3kw5sh1sw2ph1pw2g18",
         "mb3ic17ih1iw40oc17kh1kw7ph0pw3g17",
         "ic3ih7iw2oc3kh1sh1sw3g3",  # phases of the stride without a pixel

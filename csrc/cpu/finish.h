@@ -16,6 +16,7 @@ struct Finish {
     if (e.relu) floor = 0, ceiling = A(e.ceiling);
   }
 
+  bool plain() const { return !residual && floor == -A(__builtin_inf()) && ceiling != ceiling; }
   inline __attribute__((always_inline)) vec<A> clipped(vec<A> v) const {
     v = v < floor ? splat(floor) : v;
     return v > ceiling ? splat(ceiling) : v;

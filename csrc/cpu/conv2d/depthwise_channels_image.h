@@ -104,6 +104,14 @@ struct Jobs {
     band = vectors.planes ? h.out() : at_most(at_least(at_most(fit, share), 4), h.out());
     bands = divide_up(h.out(), band);
   }
+
+  // Of `tiles` rows of tiles of `rows` outputs that meet all vectors of a pixel: channels are cut only for want of rows.
+  template <class A>
+  Jobs(int64_t N, int64_t tiles, int64_t rows, const Vectors<A>& vectors)
+      : blocks(vectors.count, vectors.planes ? 1 : at_least(vectors.count / divide_up(8, at_least(N * tiles, 1)), 2)),
+        held(divide_up(vectors.count, blocks.pieces)),
+        band(vectors.planes ? tiles * rows : rows),
+        bands(vectors.planes ? 1 : tiles) {}
 };
 
 // Where a tile stands: rows of x, the runs of a row, `count` pixels of the output from `to` on.
