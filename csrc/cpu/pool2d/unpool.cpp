@@ -78,6 +78,11 @@ bool offsets_unpool_fwd(const Pool2dShape& s, const void* pooled, const int64_t*
   return all_fit;
 }
 
+// Indices of windows two rows high lead to and fro between rows, which no CPU takes for a sequence: without asking ahead the
+// gradient takes 1.8 to 2.6 times as long in NCHW (4x64x240x320 planes, Zen 5). In channels_last, where a pixel is a sequence
+// of its own, asking gains nothing.
+constexpr int64_t ahead = 4096;  // bytes; 2048 and 8192 do as well
+
 bool offsets_unpool_bwd(const Pool2dShape& s, const void* plane, const int64_t* indices, void* pooled) {
   std::atomic<bool> all_fit = true;
   with_bits(s.dtype, [&](auto bits) {
@@ -90,6 +95,7 @@ bool offsets_unpool_bwd(const Pool2dShape& s, const void* plane, const int64_t* 
       for_values(outputs, stride, channels, [&](int64_t at, int64_t c) {
         const int64_t index = indices[to + at];
         const bool is_pixel = uint64_t(index) < uint64_t(pixels);
+        if (stride == 1) __builtin_prefetch(dy + from + index * stride + c + ahead / int64_t(sizeof(T)));
         dx[to + at] = is_pixel ? dy[from + index * stride + c] : T();
         fit &= is_pixel | (index == -1);
       });
