@@ -4,8 +4,9 @@
 // Shapes    x (N,IH,IW,C), y and where (N,OH,OW,C): channels_last, lanes are channels
 // Tiling    thread: rows of what is written, in ascending order; registers: K vectors of neighbouring channels of one
 //           pixel, of maxima and where they stand, or of sums. The pixels of a window are listed once for all windows
-//           that have as many. Backward gathers: an input pixel asks every window that holds it, so no two threads share
-//           a sum; for adaptive windows of max it scatters, some channels of an image at a time
+//           that have as many, and such neighbours share a loop. Backward gathers: an input pixel asks every window that
+//           holds it, so no two threads share a sum, and where windows tile the image it knows its only one; for adaptive
+//           windows of max it scatters, some channels of an image at a time
 // Cost      one load and one comparison or addition per window pixel and vector; backward the same per input pixel
 // Limits    channels_last, planes below 2^31 pixels
 // Source    reference.cpp
@@ -22,7 +23,10 @@ constexpr int64_t serial_values = 16384;  // values read or written, below which
 template <class Rows>
 void for_rows(const Pool2dShape& s, int64_t R, const Rows& rows) {
   const int64_t values = s.C * (s.h.in * s.w.in + s.h.out * s.w.out) / at_least(R, 1);
-  parallel_for(s.N * R, divide_up(serial_values, at_least(values, 1)), rows);
+  parallel_for(s.N * R, divide_up(serial_values, at_least(values, 1)), [&](int64_t begin, int64_t end) {
+    const Rows mine = rows;  // what stores may reach, as far as GCC knows, is loaded again after each
+    mine(begin, end);
+  });
 }
 
 // body(c, block, count): `block` vectors of channels from c on, of the last of which `count` lanes are meant.
@@ -31,6 +35,7 @@ PYCONV_INLINE void for_blocks(int64_t C, const Body& body) {
   constexpr int64_t L = Vec<A>::size;
   int64_t c = 0;
   for (; c + K * L <= C; c += K * L) body(c, Int<K>(), L);
+  if (c + 2 * L <= C) body(c, Int<2>(), L), c += 2 * L;
   for (; c < C; c += L) body(c, Int<1>(), at_most(C - c, L));
 }
 
@@ -61,229 +66,153 @@ struct List {
 
 int64_t pixels_of(const PoolAxis& a, int64_t o) { return at_least(divide_up(a.stop(o) - a.start(o), a.step()), 0); }
 
-// visit(oh, ow, n, list of the window's pixels) for every window of rows [begin, end).
-template <Keep keep, class T, class Visit>
-PYCONV_INLINE void for_windows(const Pool2dShape& s, const T* x, int64_t begin, int64_t end, const Visit& visit) {
-  const Index4 X = s.x_index();
-  const bool far = is_far(s);
+// Windows side by side that have the same list: [begin, end) of a row of them, the first one's first column, and what they
+// are divided by along this axis.
+struct Run {
+  int64_t begin, end, left, pixels, divisor;
+};
+
+// The runs of a row of windows, one after the other.
+struct Runs {
+  Run* run;
+  int64_t count = 0;
+
+  explicit Runs(const Pool2dShape& s) : run(static_cast<Run*>(scratch(1, sizeof(Run) * size_t(s.w.out)))) {
+    for (int64_t ow = 0; ow < s.w.out; ow++) {
+      const Run here = {ow, ow + 1, s.w.start(ow), pixels_of(s.w, ow), s.w.count(ow, s.count_include_pad)};
+      Run& last = run[at_least(count - 1, 0)];
+      const bool same = count > 0 && here.pixels == last.pixels && here.divisor == last.divisor &&
+                        here.left == last.left + (ow - last.begin) * s.w.stride;
+      if (same) {
+        last.end = ow + 1;
+      } else {
+        run[count++] = here;
+      }
+    }
+  }
+};
+
+// What a loop over one run has to know: where its first window stands in y, that window's first pixel in x and the position
+// of it, what its sum is divided by, and the way from a window to the next.
+struct Walk {
+  int64_t out, in, first, divisor;
+  int64_t windows, C, x_step, first_step;
+  int64_t new_rows, row,
+      below;  // to ask for ahead: how many, from one to the next upwards, and where the lowest one is
+};
+
+// visit(walk, list) for every run of rows [begin, end).
+template <Keep keep, class Visit>
+PYCONV_INLINE void for_runs(const Pool2dShape& s, int64_t begin, int64_t end, const Visit& visit) {
+  const Index4 X = s.x_index(), Y = s.y_index();
+  const int64_t new_rows = is_far(s) ? at_most(s.h.stride, s.h.kernel) : 0;
+  const Runs runs(s);
   List list(s, 0);
   for (int64_t row = begin; row < end; row++) {
-    const int64_t n = row / s.h.out, oh = row % s.h.out, rows = pixels_of(s.h, oh);
-    for (int64_t ow = 0; ow < s.w.out; ow++) {
-      list.make(rows, pixels_of(s.w, ow), s.h.step() * X.h, s.w.step() * X.w,
-                keep == taps ? s.w.kernel : s.h.step() * s.w.in, keep == taps ? 1 : s.w.step());
-      for (int64_t i = 0; far && i < at_most(s.h.stride, s.h.kernel); i++) {
-        prefetch<0>(x + X(n, 0, oh * s.h.stride + s.h.kernel - 1 - i, s.w.start(ow)), s.w.stride * s.C);
-      }
-      visit(n, oh, ow, list);
+    const int64_t n = row / s.h.out, oh = row % s.h.out, top = s.h.start(oh), rows = pixels_of(s.h, oh);
+    const int64_t divisor = s.h.count(oh, s.count_include_pad), bottom = oh * s.h.stride + s.h.kernel - 1;
+    for (int64_t i = 0; i < runs.count; i++) {
+      const Run& run = runs.run[i];
+      list.make(rows, run.pixels, s.h.step() * X.h, s.w.step() * X.w, keep == taps ? s.w.kernel : s.h.step() * s.w.in,
+                keep == taps ? 1 : s.w.step());
+      const int64_t tap = (top + s.h.padding - oh * s.h.stride) * s.w.kernel +  // taps are of undilated windows
+                          run.left + s.w.padding - run.begin * s.w.stride;
+      const int64_t first = list.count == 0 ? -1 : keep == taps ? tap : top * s.w.in + run.left;
+      visit(Walk{Y(n, 0, oh, run.begin), X(n, 0, top, run.left), first,
+                 s.divisor_override ? s.divisor_override : divisor * run.divisor, run.end - run.begin, s.C,
+                 s.w.stride * s.C, keep == indices && list.count ? s.w.stride : 0, new_rows, X.h,
+                 X(n, 0, bottom, run.left)},
+            list);
     }
   }
 }
 
-// Of the first pixel that a window has in the image.
-template <Keep keep>
-int64_t first_position(const Pool2dShape& s, int64_t oh, int64_t ow) {
-  const int64_t top = s.h.start(oh), left = s.w.start(ow);
-  if (keep != taps) return top * s.w.in + left;
-  return (top + s.h.padding - oh * s.h.stride) / s.h.dilation * s.w.kernel +
-         (left + s.w.padding - ow * s.w.stride) / s.w.dilation;
+template <class T>
+PYCONV_INLINE void prefetch_window(const T* x, const Walk& walk, int64_t window) {
+  for (int64_t i = 0; i < walk.new_rows; i++) {
+    prefetch<0>(x + walk.below - i * walk.row + window * walk.x_step, walk.x_step);
+  }
+}
+
+// The windows of a run. A function of its own: in the loops around it GCC 12 has no registers left, and what these loops read
+// is copied, for what stores may reach, as far as GCC knows, is loaded again after each.
+template <Keep keep, class T>
+PYCONV_NOINLINE void max_run(const Walk& run, const List& list, const T* x, T* y, const pool2d::Where& where) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const Walk walk = run;
+  const pool2d::Where to = where;
+  const int64_t *const pixel = list.at, *const position = list.position, pixels = list.count;
+  for (int64_t window = 0; window < walk.windows; window++) {
+    const int64_t first = walk.first + window * walk.first_step, out = walk.out + window * walk.C;
+    const T* const corner = x + walk.in + window * walk.x_step;
+    prefetch_window(x, walk, window);
+    for_blocks<A>(walk.C, [=](int64_t c, auto block, int64_t count) {
+      constexpr int V = decltype(block)::value;
+      vec<A> best[V];
+      lanes<A> at[V];
+      _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+        best[v] = vec<A>{} - A(__builtin_inff());
+        at[v] = lanes<A>{} + lane<A>(first);
+      }
+      for (int64_t k = 0; k < pixels; k++) {
+        const T* from = corner + pixel[k] + c;
+        const lanes<A> here = lanes<A>{} + lane<A>(keep == nothing ? 0 : first + position[k]);
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+          take<keep, A>(V == 1 ? load_up_to(from, count) : load_wide(from + v * L), here, best[v], at[v]);
+        }
+      }
+      _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+        store_up_to(y + out + c + v * L, best[v], count);
+        put<keep, A>(to, out + c + v * L, at[v], count);
+      }
+    });
+  }
+}
+
+template <class T>
+PYCONV_NOINLINE void avg_run(const Walk& run, const List& list, const T* x, T* y) {
+  using A = acc_t<T>;
+  constexpr int64_t L = Vec<A>::size;
+  const Walk walk = run;
+  const int64_t *const pixel = list.at, pixels = list.count;
+  const A divisor = A(walk.divisor), share = 1 / divisor;
+  const bool exact = (walk.divisor & (walk.divisor - 1)) == 0;  // x * share is x / divisor then, and faster
+  for (int64_t window = 0; window < walk.windows; window++) {
+    const T* const corner = x + walk.in + window * walk.x_step;
+    T* const to = y + walk.out + window * walk.C;
+    prefetch_window(x, walk, window);
+    for_blocks<A>(walk.C, [=](int64_t c, auto block, int64_t count) {
+      constexpr int V = decltype(block)::value;
+      vec<A> sum[V] = {};
+      for (int64_t k = 0; k < pixels; k++) {
+        const T* from = corner + pixel[k] + c;
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+          sum[v] += V == 1 ? load_up_to(from, count) : load_wide(from + v * L);
+        }
+      }
+      _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
+        store_up_to(to + c + v * L, exact ? sum[v] * share : sum[v] / divisor, count);
+      }
+    });
+  }
 }
 
 template <Keep keep, class T>
 void max_fwd(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.out, [&](int64_t begin, int64_t end) {
-    for_windows<keep>(s, x, begin, end, [&](int64_t n, int64_t oh, int64_t ow, const List& list) {
-      const int64_t out = Y(n, 0, oh, ow), in = X(n, 0, s.h.start(oh), s.w.start(ow));
-      const int64_t first = list.count ? first_position<keep>(s, oh, ow) : -1;
-      for_blocks<A>(s.C, [&](int64_t c, auto block, int64_t count) {
-        constexpr int V = decltype(block)::value;
-        vec<A> best[V];
-        lanes<A> at[V];
-        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-          best[v] = vec<A>{} - A(__builtin_inff());
-          at[v] = lanes<A>{} + lane<A>(first);
-        }
-        for (int64_t k = 0; k < list.count; k++) {
-          const T* from = x + in + list.at[k] + c;
-          const lanes<A> here = lanes<A>{} + lane<A>(first + list.position[k]);
-          _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-            take<keep, A>(V == 1 ? load_up_to(from, count) : load_wide(from + v * L), here, best[v], at[v]);
-          }
-        }
-        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-          store_up_to(y + out + c + v * L, best[v], count);
-          put<keep, A>(where, out + c + v * L, at[v], count);
-        }
-      });
-    });
+  for_rows(s, s.h.out, [=, &s](int64_t begin, int64_t end) {
+    for_runs<keep>(s, begin, end, [&](const Walk& walk, const List& list) { max_run<keep>(walk, list, x, y, where); });
   });
 }
 
 template <class T>
 void avg_fwd(const Pool2dShape& s, const T* x, T* y) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.out, [&](int64_t begin, int64_t end) {
-    for_windows<nothing>(s, x, begin, end, [&](int64_t n, int64_t oh, int64_t ow, const List& list) {
-      const int64_t out = Y(n, 0, oh, ow), in = X(n, 0, s.h.start(oh), s.w.start(ow));
-      const A divisor = A(s.divisor(oh, ow));
-      for_blocks<A>(s.C, [&](int64_t c, auto block, int64_t count) {
-        constexpr int V = decltype(block)::value;
-        vec<A> sum[V] = {};
-        for (int64_t k = 0; k < list.count; k++) {
-          const T* from = x + in + list.at[k] + c;
-          _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-            sum[v] += V == 1 ? load_up_to(from, count) : load_wide(from + v * L);
-          }
-        }
-        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) store_up_to(y + out + c + v * L, sum[v] / divisor, count);
-      });
-    });
+  for_rows(s, s.h.out, [=, &s](int64_t begin, int64_t end) {
+    for_runs<nothing>(s, begin, end, [&](const Walk& walk, const List& list) { avg_run(walk, list, x, y); });
   });
 }
 
-// The gradient's loops: sum = term(sum, at, count, tap, index, oh, ow) over the windows that may hold a pixel, in
-// row-major order. `at` is where the window's output stands, `tap` what the pixel is to it; `count` lanes are meant.
-template <class T, class Term>
-PYCONV_INLINE void gather(const Pool2dShape& s, T* dx, const Term& term) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.in, [&](int64_t begin, int64_t end) {
-    int64_t* first = static_cast<int64_t*>(scratch(0, size_t(s.w.in) * 2 * sizeof(int64_t)));  // (IW,) outputs
-    int64_t* last = first + s.w.in;
-    for (int64_t iw = 0; iw < s.w.in; iw++) first[iw] = s.w.first_output(iw), last[iw] = s.w.last_output(iw);
-    for (int64_t row = begin; row < end; row++) {
-      const int64_t n = row / s.h.in, ih = row % s.h.in, top = s.h.first_output(ih), bottom = s.h.last_output(ih);
-      for (int64_t iw = 0; iw < s.w.in; iw++) {
-        const int64_t left = first[iw], right = last[iw], index = ih * s.w.in + iw;
-        const int64_t from = Y(n, 0, top, left);
-        const int64_t tap0 = (ih + s.h.padding - top * s.h.stride) * s.w.kernel + iw + s.w.padding - left * s.w.stride;
-        T* to = dx + X(n, 0, ih, iw);
-        for_blocks<A>(s.C, [&](int64_t c, auto block, int64_t count) {
-          constexpr int V = decltype(block)::value;
-          vec<A> sum[V] = {};
-          int64_t at_row = from + c, tap_row = tap0;
-          for (int64_t oh = top; oh <= bottom; oh++, at_row += Y.h, tap_row -= s.h.stride * s.w.kernel) {
-            int64_t at = at_row, tap = tap_row;
-            for (int64_t ow = left; ow <= right; ow++, at += s.C, tap -= s.w.stride) {
-              _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-                sum[v] = term(sum[v], at + v * L, V == 1 ? count : L, tap, index, oh, ow);
-              }
-            }
-          }
-          _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) store_up_to(to + c + v * L, sum[v], count);
-        });
-      }
-    }
-  });
-}
-
-// What gather gives where windows tile the image: each stands alone, and writes its pixels and those that none holds.
-// term(at, count, tap, oh, ow) is dx at that tap.
-template <class T, class Term>
-PYCONV_INLINE void spread(const Pool2dShape& s, T* dx, const Term& term) {
-  using A = acc_t<T>;
-  const Index4 X = s.x_index(), Y = s.y_index();
-  for_rows(s, s.h.out, [&](int64_t begin, int64_t end) {
-    const bool far = is_far(s);
-    for (int64_t row = begin; row < end; row++) {
-      const int64_t n = row / s.h.out, oh = row % s.h.out, top = oh * s.h.stride;
-      const int64_t bottom = oh + 1 == s.h.out ? s.h.in : top + s.h.stride;
-      for (int64_t ow = 0; ow < s.w.out; ow++) {
-        const int64_t left = ow * s.w.stride, right = ow + 1 == s.w.out ? s.w.in : left + s.w.stride;
-        const int64_t from = Y(n, 0, oh, ow);
-        for (int64_t ih = top; ih < bottom; ih++) {
-          T* to = dx + X(n, 0, ih, left);
-          if (far) prefetch<1>(to, (right - left) * s.C);
-          for (int64_t iw = left; iw < right; iw++, to += s.C) {
-            const bool in_window = ih < top + s.h.kernel && iw < left + s.w.kernel;
-            const int64_t tap = (ih - top) * s.w.kernel + iw - left;
-            for_blocks<A>(s.C, [&](int64_t c, auto block, int64_t count) {
-              constexpr int V = decltype(block)::value;
-              _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {
-                const int64_t at = c + v * Vec<A>::size;
-                store_up_to(to + at, in_window ? term(from + at, count, tap, oh, ow) : vec<A>{}, count);
-              }
-            });
-          }
-        }
-      }
-    }
-  });
-}
-
-// 1.7 times as fast as gather at 6 channels, where what a pixel has to find out costs more than its channels, and 1.3 times
-// as slow at 64 (2x2 windows, Zen 5).
-template <class A>
-bool is_spread(const Pool2dShape& s) {
-  const auto tiles = [](const PoolAxis& a) { return a.kernel == a.stride && a.padding == 0 && a.dilation == 1; };
-  return tiles(s.h) && tiles(s.w) && s.C <= Vec<A>::size;
-}
-
-// dx[index] += dy, some channels of an image at a time: in dx itself where it is of the sums' type.
-template <class T>
-void scatter(const Pool2dShape& s, const T* dy, const int64_t* where, T* dx) {
-  using A = acc_t<T>;
-  constexpr int64_t L = Vec<A>::size;
-  constexpr bool in_place = sizeof(T) == sizeof(A);
-  const int64_t pixels = s.h.in * s.w.in, outputs = s.h.out * s.w.out;
-  const int64_t width = in_place ? round_up(divide_up(s.C, parts_of(s.N)), L) : L, blocks = divide_up(s.C, width);
-  const int64_t pitch = in_place ? s.C : L;
-  parallel_for(s.N * blocks, divide_up(serial_values, (pixels + outputs) * width), [&](int64_t begin, int64_t end) {
-    A* sums = in_place ? nullptr : static_cast<A*>(scratch(0, sizeof(A) * pixels * L));
-    for (int64_t item = begin; item < end; item++) {
-      const int64_t n = item / blocks, c = item % blocks * width, count = at_most(s.C - c, width);
-      T* to = dx + n * pixels * s.C + c;
-      if constexpr (in_place) sums = to;
-      for (int64_t i = 0; i < pixels; i++) __builtin_memset(sums + i * pitch, 0, size_t(count) * sizeof(A));
-      for (int64_t o = 0; o < outputs; o++) {
-        const int64_t at = (n * outputs + o) * s.C + c;
-        for (int64_t l = 0; l < count; l++) {
-          if (uint64_t(where[at + l]) < uint64_t(pixels)) sums[where[at + l] * pitch + l] += widen(dy[at + l]);
-        }
-      }
-      if constexpr (!in_place) {
-        for (int64_t i = 0; i < pixels; i++) store_up_to(to + i * s.C, load(sums + i * L), count);
-      }
-    }
-  });
-}
-
-template <Keep keep, class T>
-void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas& where, T* dx) {
-  using A = acc_t<T>;
-  if (s.h.adaptive() || s.w.adaptive()) return scatter(s, dy, where.indices, dx);
-  if (keep == taps && is_spread<A>(s)) {
-    return spread(s, dx, [&](int64_t at, int64_t count, int64_t tap, int64_t, int64_t) {
-      return add_at<keep, A>(vec<A>{}, load_up_to(dy + at, count), where, at, tap, 0, count);
-    });
-  }
-  gather(s, dx, [&](vec<A> sum, int64_t at, int64_t count, int64_t tap, int64_t index, int64_t, int64_t) {
-    return add_at<keep, A>(sum, load_up_to(dy + at, count), where, at, tap, index, count);
-  });
-}
-
-template <class T>
-void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
-  using A = acc_t<T>;
-  A* share = static_cast<A*>(scratch(1, size_t(s.h.out * s.w.out) * sizeof(A)));  // (OH, OW)
-  for (int64_t oh = 0; oh < s.h.out; oh++) {
-    for (int64_t ow = 0; ow < s.w.out; ow++) share[oh * s.w.out + ow] = 1 / A(s.divisor(oh, ow));
-  }
-  if (is_spread<A>(s)) {
-    return spread(s, dx, [&](int64_t at, int64_t count, int64_t, int64_t oh, int64_t ow) {
-      return load_up_to(dy + at, count) * share[oh * s.w.out + ow];
-    });
-  }
-  gather(s, dx, [&](vec<A> sum, int64_t at, int64_t count, int64_t, int64_t, int64_t oh, int64_t ow) {
-    return sum + load_up_to(dy + at, count) * share[oh * s.w.out + ow];
-  });
-}
+#include "cpu/pool2d/channels_bwd.h"
 
 }  // namespace
 

@@ -141,6 +141,14 @@ PYCONV_INLINE vec<A> add_at(vec<A> sum, vec<A> v, const pool2d::WhereWas& where,
     const __mmask16 found = _mm_cmpeq_epi8_mask(here, _mm_set1_epi8(char(tap)));
     return (vec<A>)_mm512_mask_add_ps((__m512)sum, found, (__m512)sum, (__m512)v);
   }
+  if constexpr (keep == indices && sizeof(A) == 4) {
+    const int64_t* p = where.indices + at;
+    const __m512i here = _mm512_set1_epi64(index);
+    const __mmask16 meant = first_lanes(count);
+    const __mmask8 low = _mm512_cmpeq_epi64_mask(_mm512_maskz_loadu_epi64(__mmask8(meant), p), here);
+    const __mmask8 high = _mm512_cmpeq_epi64_mask(_mm512_maskz_loadu_epi64(__mmask8(meant >> 8), p + 8), here);
+    return (vec<A>)_mm512_mask_add_ps((__m512)sum, _mm512_kunpackb(high, low), (__m512)sum, (__m512)v);
+  }
 #endif
   return sum + (stand_at<keep, A>(where, at, tap, index, count) ? v : vec<A>{});
 }
