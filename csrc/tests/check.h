@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -55,7 +56,8 @@ inline float as<float>(double v) {
 template <class T>
 class Typed {
  public:
-  explicit Typed(size_t n) : values_(new T[n]) {}
+  explicit Typed(size_t n, size_t alignment = 16)
+      : values_(static_cast<T*>(::operator new[](n * sizeof(T), std::align_val_t(alignment))), Free{alignment}) {}
   explicit Typed(const std::vector<double>& from) : Typed(from.size()) {
     for (size_t i = 0; i < from.size(); i++) values_[i] = as<T>(from[i]);
   }
@@ -63,7 +65,11 @@ class Typed {
   const T* data() const { return values_.get(); }
 
  private:
-  std::unique_ptr<T[]> values_;
+  struct Free {
+    size_t alignment;
+    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(alignment)); }
+  };
+  std::unique_ptr<T[], Free> values_;
 };
 
 }  // namespace pyconv

@@ -107,4 +107,9 @@ struct Upstream {
     const vec<A> v = get(y + i, vec<A>{});
     return (v <= 0) | (v >= ceiling) ? vec<A>{} : g;  // a NaN lets pass, as torch's does
   }
+  template <class Get>
+  inline __attribute__((always_inline)) void fetch(const Get& get, int64_t i) const {
+    get.fetch(dy + i);
+    if constexpr (relu) get.fetch(y + i);
+  }
 };

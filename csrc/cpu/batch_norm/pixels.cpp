@@ -1,5 +1,6 @@
 // Instances of pixels.h for every ISA and storage type, and when to use it.
 #include "cpu/batch_norm/batch_norm.h"
+#include "cpu/cache.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
