@@ -104,8 +104,8 @@ struct Upstream {
   inline __attribute__((always_inline)) vec<A> operator()(const Get& get, int64_t i) const {
     const vec<A> g = get(dy + i, vec<A>{});
     if constexpr (!relu) return g;
-    const vec<A> v = get(y + i, vec<A>{});
-    return (v <= 0) | (v >= ceiling) ? vec<A>{} : g;  // a NaN lets pass, as torch's does
+    const vec<A> v = get(y + i, vec<A>{}), below = v >= ceiling ? vec<A>{} : keep(g);
+    return v <= 0 ? vec<A>{} : below;  // a NaN lets pass, as torch's does
   }
   template <class Get>
   inline __attribute__((always_inline)) void fetch(const Get& get, int64_t i) const {
