@@ -133,14 +133,14 @@ struct Pool2dShape {
   bool count_include_pad = true;  // of average pooling
   int64_t divisor_override = 0;   // of average pooling; 0 counts the window
 
-  constexpr Index4 x_index() const { return index_of(layout, C, h.in, w.in); }
-  constexpr Index4 y_index() const { return index_of(layout, C, h.out, w.out); }
+  PYCONV_INLINED constexpr Index4 x_index() const { return index_of(layout, C, h.in, w.in); }
+  PYCONV_INLINED constexpr Index4 y_index() const { return index_of(layout, C, h.out, w.out); }
   constexpr int64_t divisor(int64_t oh, int64_t ow) const {
     if (divisor_override) return divisor_override;
     return h.count(oh, count_include_pad) * w.count(ow, count_include_pad);
   }
   // Compulsory traffic of one direction, without indices.
-  int64_t bytes() const { return size_of(dtype) * N * C * (h.in * w.in + h.out * w.out); }
+  PYCONV_INLINED int64_t bytes() const { return size_of(dtype) * N * C * (h.in * w.in + h.out * w.out); }
 };
 
 // Batch norm sees (N, C, H, W) as C channels of N*H*W values each; what it keeps per channel, statistics and

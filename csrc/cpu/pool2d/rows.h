@@ -79,7 +79,7 @@ void max_where(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& wher
   using A = acc_t<T>;
   if (pool2d::with_window(s, [&](auto window) {
         using W = decltype(window);
-        where_known<keep, W::K, W::S, W::P>(s, x, y, where, begin, end);
+        where_known<W::K, W::S, W::P>(s, x, y, where, begin, end);
       })) {
     return;
   }

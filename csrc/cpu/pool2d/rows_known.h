@@ -98,12 +98,14 @@ void forward_known(const Pool2dShape& s, const T* x, T* y, int64_t begin, int64_
       });
 }
 
-// A position counts from the window's first pixel until it is put, and begins with the first one that is in the image.
-template <Keep keep, int K, int S, int P, class T>
-void where_known(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& where, int64_t begin, int64_t end) {
+// A position counts from the window's first pixel until it is put, and begins with the first one that is in the image. One
+// function for taps and indices: two of them compile for twice as long.
+template <int K, int S, int P, class T>
+PYCONV_NOINLINE void where_known(Pool2dShape s, const T* x, T* y, pool2d::Where where, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   static constexpr Order<A> number = numbered<A>(0);
-  const lane<A> down = lane<A>(keep == taps ? K : s.w.in);
+  const bool as_taps = where.taps != nullptr;
+  const lane<A> down = lane<A>(as_taps ? K : s.w.in);
   for_known_rows<Larger, K, S, P>(
       s, x, begin, end, [&](int64_t plane, int64_t oh, const T* const(&row)[K]) __attribute__((always_inline)) {
         const int64_t out = (plane * s.h.out + oh) * s.w.out, corner = (oh * S - P) * s.w.in - P;
@@ -122,7 +124,11 @@ void where_known(const Pool2dShape& s, const T* x, T* y, const pool2d::Where& wh
             }
           }
           store_up_to(y + out + ow, best, n);
-          put<keep, A>(where, out + ow, keep == taps ? at : at + lane<A>(corner) + ows * S, n);
+          if (as_taps) {
+            put<taps, A>(where, out + ow, at, n);
+          } else {
+            put<indices, A>(where, out + ow, at + lane<A>(corner) + ows * S, n);
+          }
         });
       });
 }
