@@ -75,9 +75,9 @@ PYCONV_INLINE void add_terms(const Left<A>& left, const Right<A>& right, vec<A> 
   constexpr int64_t L = Vec<A>::size;
   // What no prefetcher fetches: of a left operand that lies in place, the rows that come after these, a line a term; else
   // the right one, 32 terms ahead, as also where its terms lie apart, each in a page of its own. 16, 32 and 64 terms: no
-  // difference. Over no prefetch, two threads of Zen 5, forward and input gradient of 1x1: 256 -> 64 channels at 56x56
-  // 1.04 and 1.06, in NCHW 1.4 and 1.03; 64 -> 128 at 1000x15 in NCHW 1.13 and 1.19; 1024 -> 2048 to 7x7, whose rows are
-  // packed, 1.10 and 1.13. Neither faster nor slower: 24 -> 144, 256 -> 1024 at 14x14, 3x3 with stride 2.
+  // difference beyond noise, 0.03. Over no prefetch, two threads of Zen 5, forward and input gradient of 1x1, two runs:
+  // channels_last 256 -> 64 channels at 56x56 1.04 to 1.07, 1024 -> 2048 to 7x7, whose rows are packed, 1.08 to 1.13, 256
+  // -> 1024 at 14x14 1.00 to 1.03; NCHW, terms apart, 0.92 to 1.19. 3x3 with stride 2: no difference.
   const int64_t row = left.row, term = left.term, b_term = right.term;
   const bool next_rows = b_term <= 2 * L && term == 1 && row != KP<A>;
   const A *b = right.b, *ahead = next_rows ? left.a + R * row : b + 32 * b_term;
