@@ -214,6 +214,37 @@ void avg_fwd(const Pool2dShape& s, const T* x, T* y) {
 
 #include "cpu/pool2d/channels_bwd.h"
 
+template <Keep keep, class T>
+void max_bwd(const Pool2dShape& s, const T* dy, const pool2d::WhereWas where, T* dx) {
+  using A = acc_t<T>;
+  if (s.h.adaptive() || s.w.adaptive()) return scatter(s, dy, where.indices, dx);
+  if (keep == taps && is_tiled(s)) {
+    return spread(s, dx, [=](int64_t at, int64_t count, int64_t tap, int64_t) {
+      return add_at<keep, A>(vec<A>{}, load_up_to(dy + at, count), where, at, tap, 0, count);
+    });
+  }
+  gather(s, dx, [=](vec<A> sum, int64_t at, int64_t count, int64_t tap, int64_t index, int64_t) {
+    return add_at<keep, A>(sum, load_up_to(dy + at, count), where, at, tap, index, count);
+  });
+}
+
+template <class T>
+void avg_bwd(const Pool2dShape& s, const T* dy, T* dx) {
+  using A = acc_t<T>;
+  A* share = static_cast<A*>(scratch(1, size_t(s.h.out * s.w.out) * sizeof(A)));  // (OH, OW)
+  for (int64_t oh = 0; oh < s.h.out; oh++) {
+    for (int64_t ow = 0; ow < s.w.out; ow++) share[oh * s.w.out + ow] = 1 / A(s.divisor(oh, ow));
+  }
+  if (is_tiled(s)) {
+    return spread(s, dx, [=](int64_t at, int64_t count, int64_t, int64_t window) {
+      return load_up_to(dy + at, count) * share[window];
+    });
+  }
+  gather(s, dx, [=](vec<A> sum, int64_t at, int64_t count, int64_t, int64_t, int64_t window) {
+    return sum + load_up_to(dy + at, count) * share[window];
+  });
+}
+
 }  // namespace
 
 #include "cpu/pool2d/passes.h"
