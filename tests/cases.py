@@ -106,8 +106,10 @@ CONV2D = [
         "mb1ic2ih9iw90oc5kh3ph1",
         "mb1ic3ih40iw40oc11kh7sh2ph3",
         "mb1ic2ih18oc13kh3sh3ph1",
-        # more terms than one block of 256
+        # terms of one block of 384, of two and three
         "mb1ic30ih5oc3kh3",
+        "mb1ic50ih5oc3kh3",
+        "mb1ic96ih8oc33kh3ph1",
         # one output pixel of one image: the weight gradient sums one term
         "mb1ic16ih5oc32kh5",
         "mb1ic32ih1oc48kh1",

@@ -97,8 +97,7 @@ struct Runs {
 struct Walk {
   int64_t out, in, first, divisor;
   int64_t windows, C, x_step, first_step;
-  int64_t new_rows, row,
-      below;  // to ask for ahead: how many, from one to the next upwards, and where the lowest one is
+  int64_t new_rows, row, below;  // to ask for ahead: how many, the way from one up to the next, where the lowest one is
 };
 
 // visit(walk, list) for every run of rows [begin, end).

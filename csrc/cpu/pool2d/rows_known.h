@@ -34,9 +34,7 @@ PYCONV_INLINE vec<acc_t<T>> down(const T* const (&row)[K], int64_t column, int64
   return load(number.lane) < lanes<A>{} + lane<A>(count) ? v : splat<A>(Op::template none<A>);
 }
 
-// K x K windows of stride S and padding P that are known when this is compiled, in registers: half the time of rows split in
-// memory (3x3 windows of stride 2, 2x2 windows; Zen 5). A vector of windows brings S*L columns, which its last window ends
-// with; the K-S columns before them are the last lanes of what the vector before has brought.
+// What stands before the first vector of windows: padding, but where the first window begins inside, that column.
 template <class Op, int K, int S, int P, class T, int R>
 PYCONV_INLINE vec<acc_t<T>> before_all(const T* const (&row)[R]) {
   using A = acc_t<T>;
@@ -47,6 +45,9 @@ PYCONV_INLINE vec<acc_t<T>> before_all(const T* const (&row)[R]) {
   return load(number.lane) == lanes<A>{} + lane<A>(Vec<A>::size - 1) ? first : outside;
 }
 
+// K x K windows of stride S and padding P that are known when this is compiled, in registers: half the time of rows split in
+// memory (3x3 windows of stride 2, 2x2 windows; Zen 5). A vector of windows brings S*L columns, which its last window ends
+// with; the K-S columns before them are the last lanes of what the vector before has brought.
 // (K,) what Op makes of the rows at each column of the windows from ow on.
 template <class Op, int K, int S, int P, class T, int R>
 PYCONV_INLINE void columns_of(const T* const (&row)[R], int64_t ow, int64_t width, vec<acc_t<T>>& before,
